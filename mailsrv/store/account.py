@@ -1,0 +1,719 @@
+"""The mail of one account: message files and index joined into single operations.
+
+Each method is one blocking task for the thread pool: it holds no greenlet's state and may be called from any thread.
+The order that makes a delivery durable: file written and synced (no lock held) → under the account's lock the UID is taken,
+the file renamed to the name that carries it, the row committed → the directory synced → the caller may acknowledge.
+
+Imports: store.*, errors, values.    RFC 3501 2.3, 6.3.11, 6.4.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gevent.monkey import get_original
+
+from mailsrv import log
+from mailsrv.errors import KeywordRefused, MailError, MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
+from mailsrv.store import files, names
+from mailsrv.store.base import BOOT, DEFAULT_MAILBOXES, Prepare
+from mailsrv.store.files import Incoming
+from mailsrv.store.folders import Folders
+from mailsrv.store.index import FlagChange, MailboxRecord, MessageRecord
+from mailsrv.store.reconcile import reconcile
+from mailsrv.store.sqlite import SqliteIndex, snapshot_of
+from mailsrv.values import (
+    DELETED,
+    MAX_KEYWORDS,
+    SEEN,
+    Appended,
+    Copied,
+    Delta,
+    FlagOp,
+    MailboxId,
+    MailboxStatus,
+    Prepared,
+    Row,
+    Snapshot,
+    Stored,
+)
+
+__all__ = ["DEFAULT_MAILBOXES", "AccountStore", "Incoming", "Prepare", "Staged"]
+
+_monotonic: Callable[[], float] = get_original("time", "monotonic")
+PREPARE_BYTES = 256 * 1024  # larger messages are prepared when somebody first asks
+SWEEP_SECONDS = 36 * 3600
+_KEYWORD_BYTES = 100
+
+
+@dataclass(slots=True)
+class Staged:
+    """A message file, complete and synced, in tmp/, waiting for its UID."""
+
+    number: int
+    path: str
+    size: int
+    flags: int
+    keywords: tuple[str, ...]
+    internal_date: int
+    quota_bytes: int
+    prepared: Prepared | None
+    durable_at: float
+
+
+class AccountStore(Folders):
+    # -------------------------------------------------------------- looking
+
+    def usage(self) -> int:
+        with self._reading() as index:
+            return index.usage()
+
+    def status(self, number: int) -> MailboxStatus:
+        record = self._fresh(number)
+        return MailboxStatus(
+            record.messages, record.unseen, max(0, record.uidnext - max(record.recent_uid, 1)) and self._recent(record),
+            record.deleted, record.uidnext, record.uidvalidity, record.highest_modseq, record.size,
+        )  # fmt: skip
+
+    def _recent(self, record: MailboxRecord) -> int:
+        with self._reading() as index:
+            return index.count_from(record.number, record.recent_uid)
+
+    def snapshot(self, number: int) -> Snapshot:
+        """The whole mailbox, after a look whether another program changed its directories."""
+        self._fresh(number)
+        with self._reading() as index:
+            record = self._record_read(index, number)
+            return snapshot_of(record, index.flag_columns(number))
+
+    def changes(self, number: int, since: int) -> Delta:
+        """What was committed after `since`; raises ModSeqTooOld if expunges that far back are forgotten."""
+        with self._reading() as index:
+            record = self._record_read(index, number)
+            if since < record.expunged_floor:
+                raise ModSeqTooOld
+            return index.changes(record, since)
+
+    def reconcile(self, number: int, *, full: bool = False) -> bool:
+        """Compare with the directory if its mtimes moved (`full`: in any case); True if something was committed."""
+        changed = False
+        if not full:
+            with self._reading() as index:
+                if self._is_current(self._record_read(index, number)):
+                    return False
+        while True:
+            with self._writing() as index:
+                record = self._record(index, number)
+                if not full and self._is_current(record):
+                    return changed
+                changed |= reconcile(self, index, record, BOOT)
+                unfinished = record.cur_mtime == 0
+            if not unfinished:
+                return changed
+            full = False
+
+    def _record_read(self, index: SqliteIndex, number: int) -> MailboxRecord:
+        record = index.mailbox(number)
+        if record is None:  # perhaps only not listed yet
+            with index.transaction():
+                return self._record(index, number)
+        return record
+
+    def _is_current(self, record: MailboxRecord) -> bool:
+        return record.boot == BOOT and self._mtimes(record) == (record.cur_mtime, record.new_mtime)
+
+    def _fresh(self, number: int) -> MailboxRecord:
+        """The record, known to agree with the directory.
+
+        Two changes within one tick of the file system's clock share an mtime; where the mtimes were recorded that soon
+        after a change, the entries are counted once more when the tick has passed.
+        """
+        for _ in range(3):
+            self.reconcile(number)
+            with self._reading() as index:
+                record = self._record_read(index, number)
+            mtimes = (record.cur_mtime, record.new_mtime)
+            if self._verified.get(number) == mtimes:
+                return record
+            folder = self.folder(record.directory)
+            entries = _count_entries(f"{folder}/cur") + _count_entries(f"{folder}/new")
+            if entries == record.messages:
+                if int(self._clock() * 1e9) - max(mtimes) > 20_000_000:
+                    self._verified[number] = mtimes
+                return record
+            with self._reading() as index:  # only a change nobody recorded is a reason to list everything
+                again = self._record_read(index, number)
+            if (again.cur_mtime, again.new_mtime, again.messages) == (*mtimes, record.messages):
+                if not self.reconcile(number, full=True):
+                    self._verified[number] = mtimes  # odd files that are no messages
+        return record
+
+    def claim_recent(self, number: int) -> tuple[int, int]:
+        """UIDs that no read-write session had been told of, now the caller's (RFC 3501 2.3.2)."""
+        with self._reading() as index:
+            record = self._record_read(index, number)
+            if record.recent_uid >= record.uidnext:
+                return record.uidnext, record.uidnext
+        with self._writing() as index:
+            record = self._record(index, number)
+            first, record.recent_uid = record.recent_uid, record.uidnext
+            index.put_mailbox(record)
+            return first, record.uidnext
+
+    def rows(self, number: int, uids: Sequence[int]) -> list[Row]:
+        with self._reading() as index:
+            return index.rows(number, uids)
+
+    # -------------------------------------------------------------- arriving
+
+    def append(
+        self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
+        internal_date: int | None = None, quota_bytes: int = 0,
+    ) -> Appended:  # fmt: skip
+        """Stage and place in one task."""
+        staged = self.stage(
+            number, message, prefix=prefix, flags=flags, keywords=keywords, internal_date=internal_date,
+            quota_bytes=quota_bytes,
+        )  # fmt: skip
+        return self.place(staged)
+
+    def stage(
+        self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
+        internal_date: int | None = None, quota_bytes: int = 0,
+    ) -> Staged:  # fmt: skip
+        """Write the message to tmp/ and sync it. `prefix` is ignored when the message's file was begun with it."""
+        path, fd = "", -1
+        try:
+            with files.storage_errors("Writing the message"):
+                taken = message.take_file() if message.prefix == prefix else None
+                text = message.text()
+                if taken is not None:
+                    fd, path = taken
+                else:
+                    self._ensure_open()
+                    path = files.temporary_name(self.tmp_dir)
+                    files.step("create", path)
+                    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                    if text is not None:
+                        files.write_all(fd, prefix + text)
+                    else:
+                        files.write_all(fd, prefix)
+                        message.write_to(fd)
+                if internal_date is not None:
+                    os.utime(fd, (internal_date, internal_date))
+                prepared = self._prepare(prefix + text) if text is not None and len(text) <= PREPARE_BYTES else None
+                files.step("fsync", path)
+                os.fsync(fd)  # the message itself survives a power cut from here on
+                size = os.fstat(fd).st_size
+            durable_at = _monotonic()
+        except BaseException:
+            if path:
+                files.unlink_quietly(path)
+            raise
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        date = int(self._clock()) if internal_date is None else internal_date
+        return Staged(number, path, size, flags, tuple(keywords), date, quota_bytes, prepared, durable_at)
+
+    def _ensure_open(self) -> None:
+        if self._index is None:
+            with self._reading():
+                pass
+
+    def place(self, staged: Staged) -> Appended:
+        """Give the staged file its UID and its name; durable when this returns. On failure the file is removed."""
+        target = ""
+        try:
+            with self._writing() as index:
+                record = self._settled(index, staged.number)
+                if staged.quota_bytes and index.usage() + staged.size > staged.quota_bytes:
+                    raise OverQuota("The mailbox is full")
+                keywords = self._keyword_bits(record, staged.keywords)
+                uid = self._take_uids(record, 1)
+                before = self._mtimes(record)
+                now = self._clock()
+                base = f"{files.unique_part(now)}.{self._host},S={staged.size},U={record.uidvalidity}-{uid}"
+                in_new = not staged.flags and not keywords
+                folder = self.folder(record.directory)
+                path = f"{folder}/{names.path_of(base, staged.flags, keywords, '', in_new)}"
+                files.rename_noreplace(staged.path, path)
+                target = path
+                modseq = self._next_modseq(record)
+                message = MessageRecord(
+                    uid, base, int(in_new), staged.flags, keywords, "", modseq, staged.size, staged.internal_date,
+                    int(now), 0,
+                )  # fmt: skip
+                index.insert(record.number, [message])
+                if staged.prepared is not None:
+                    index.put_prepared(record.number, [(uid, staged.prepared)])
+                _count(record, message, +1)
+                self._note_mtimes(record, before)
+                index.put_mailbox(record)
+            committed_at = _monotonic()
+            with files.storage_errors("Syncing the mailbox"):
+                files.sync_directory(os.path.dirname(target))  # the name, and with it UID and flags, survives from here on
+        except BaseException:
+            files.unlink_quietly(target or staged.path)
+            if target:
+                self._after_failure(staged.number)
+            raise
+        return Appended(
+            MailboxId(self.account, staged.number), uid, record.uidvalidity, modseq, staged.size, staged.durable_at,
+            committed_at,
+        )  # fmt: skip
+
+    def discard(self, staged: Staged) -> None:
+        """Forget a staged message."""
+        files.unlink_quietly(staged.path)
+
+    def withdraw(self, appended: Appended) -> None:
+        """Take back a placed message that was not acknowledged."""
+        number = appended.mailbox.number
+        with self._writing() as index:
+            record = self._settled(index, number)
+            self._remove(index, record, index.records(number, [appended.uid]))
+
+    def _after_failure(self, number: int) -> None:
+        """A file was renamed into the mailbox and removed again: whatever the index kept of it goes."""
+        try:
+            self.reconcile(number, full=True)
+        except MailError as failure:
+            log.warning("reconcile after a failed delivery did not work", account=self.account, error=str(failure))
+
+    def _settled(self, index: SqliteIndex, number: int) -> MailboxRecord:
+        """The record for writing; first brought to the directory's state where UIDs depend on it."""
+        record = self._record(index, number)
+        if record.boot != BOOT:
+            reconcile(self, index, record, BOOT)
+        return record
+
+    def _note_mtimes(self, record: MailboxRecord, before: tuple[int, int]) -> None:
+        """Record what our own change made of the mtimes, unless somebody else's change is still to be found."""
+        if before == (record.cur_mtime, record.new_mtime):
+            record.cur_mtime, record.new_mtime = self._mtimes(record)
+
+    # -------------------------------------------------------------- flags
+
+    def _keyword_bits(self, record: MailboxRecord, keywords: Sequence[str]) -> int:
+        """The bits of the keywords, new ones added to the mailbox's list (durably, before a file name uses them)."""
+        bits, added = 0, list(record.keywords)
+        lower = {name.lower(): number for number, name in enumerate(added)}
+        for keyword in keywords:
+            number = lower.get(keyword.lower())
+            if number is None:
+                if len(added) >= MAX_KEYWORDS or not 0 < len(keyword.encode()) <= _KEYWORD_BYTES:
+                    raise KeywordRefused(f"A mailbox keeps at most {MAX_KEYWORDS} keywords")
+                number = lower[keyword.lower()] = len(added)
+                added.append(keyword)
+            bits |= 1 << number
+        if len(added) > len(record.keywords):
+            record.keywords = tuple(added)
+            self._write_metadata(record)
+        return bits
+
+    def store_flags(
+        self, number: int, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str],
+        unchanged_since: int | None = None,
+    ) -> Stored:  # fmt: skip
+        """Change flags by renaming the files. Messages that have them already are left alone and not announced."""
+        with self._writing() as index:
+            record = self._settled(index, number)
+            if op is FlagOp.REMOVE:  # nothing to make a new keyword for
+                known = {name.lower() for name in record.keywords}
+                keywords = [keyword for keyword in keywords if keyword.lower() in known]
+            bits = self._keyword_bits(record, keywords)
+            before = self._mtimes(record)
+            messages = index.records(number, uids)
+            present = {message.uid for message in messages}
+            gone = [uid for uid in uids if uid not in present]
+            modified = []
+            renamer = _Renamer(self, record)
+            changes: list[FlagChange] = []
+            for message in messages:
+                if unchanged_since is not None and message.modseq > unchanged_since:
+                    modified.append(message.uid)
+                    continue
+                if op is FlagOp.ADD:
+                    new = (message.flags | flags, message.keywords | bits)
+                elif op is FlagOp.REMOVE:
+                    new = (message.flags & ~flags, message.keywords & ~bits)
+                else:
+                    new = (flags, bits)
+                if new == (message.flags, message.keywords):
+                    continue
+                letters = renamer.rename(message, *new)
+                if letters is None:
+                    gone.append(message.uid)
+                    continue
+                changes.append(FlagChange(message.uid, 0, *new, letters))
+                record.unseen += bool(message.flags & SEEN) - bool(new[0] & SEEN)
+                record.deleted += bool(new[0] & DELETED) - bool(message.flags & DELETED)
+            if changes:
+                index.update_flags(number, self._next_modseq(record), changes)
+                self._note_mtimes(record, before)
+            index.put_mailbox(record)
+        self._sync(renamer.touched)
+        return Stored(record.highest_modseq, [change.uid for change in changes], modified, sorted(gone))
+
+    def _sync(self, directories: set[str]) -> None:
+        with files.storage_errors("Syncing the mailbox"):
+            for directory in sorted(directories):
+                files.sync_directory(directory)  # renames (flags) and removals survive from here on
+
+    # -------------------------------------------------------------- copy, move, expunge
+
+    def copy(self, number: int, uids: Sequence[int], target: int, quota_bytes: int = 0) -> Copied:
+        """Hard links under new names, all of them or none (RFC 3501 6.4.7)."""
+        return self._transfer(number, uids, target, quota_bytes, moving=False)
+
+    def move(self, number: int, uids: Sequence[int], target: int) -> Copied:
+        """Renames, all of them or none (RFC 6851 3.3)."""
+        return self._transfer(number, uids, target, 0, moving=True)
+
+    def _move_all(self, source: int, target: int) -> None:
+        self.reconcile(source)
+        with self._reading() as index:
+            uids = [message.uid for message in index.records(source)]
+        if uids:
+            self.move(source, uids, target)
+
+    def _transfer(self, number: int, uids: Sequence[int], target: int, quota_bytes: int, *, moving: bool) -> Copied:
+        done: list[tuple[str, str]] = []
+        try:
+            with self._writing() as index:
+                source_record = self._settled(index, number)
+                same = number == target
+                target_record = source_record if same else self._settled(index, target)
+                messages = index.records(number, uids)
+                total = sum(message.size for message in messages)
+                if quota_bytes and not moving and index.usage() + total > quota_bytes:
+                    raise OverQuota("The mailbox is full")
+                if not messages:
+                    return Copied(target_record.uidvalidity, [], [])
+                source_before, target_before = self._mtimes(source_record), self._mtimes(target_record)
+                keyword_bits = _KeywordMap(self, source_record, target_record)
+                uid = self._take_uids(target_record, len(messages))
+                modseq = self._next_modseq(target_record)
+                now = self._clock()
+                locate = _Renamer(self, source_record)
+                target_folder = self.folder(target_record.directory)
+                placed: list[MessageRecord] = []
+                for message in messages:
+                    size = f",S={message.size}"
+                    if message.bare_lf:
+                        stored, _ = names.sizes(message.base)
+                        size = f",S={stored},W={message.size}" if stored else ""
+                    base = f"{files.unique_part(now)}.{self._host}{size},U={target_record.uidvalidity}-{uid}"
+                    keywords = keyword_bits[message.keywords]
+                    in_new = bool(message.in_new) and not message.flags and not keywords
+                    path = names.path_of(base, message.flags, keywords, message.letters, in_new)
+                    origin = locate.path(message)
+                    if origin is None:
+                        raise MessageGone("A message was removed meanwhile")
+                    (files.rename_noreplace if moving else files.link)(origin, f"{target_folder}/{path}")
+                    done.append((origin, f"{target_folder}/{path}"))
+                    placed.append(
+                        message._replace(
+                            uid=uid, base=base, in_new=int(in_new), keywords=keywords, modseq=modseq, save_date=int(now)
+                        )
+                    )
+                    uid += 1
+                index.insert(target, placed)
+                pairs = [(old.uid, new.uid) for old, new in zip(messages, placed, strict=True)]
+                index.copy_prepared(number, target, pairs)
+                for message in placed:
+                    _count(target_record, message, +1)
+                if moving:
+                    gone = [message.uid for message in messages]
+                    index.expunge(number, self._next_modseq(source_record), gone)
+                    for message in messages:
+                        _count(source_record, message, -1)
+                self._note_mtimes(target_record, target_before)
+                if not same:
+                    self._note_mtimes(source_record, source_before)
+                    index.put_mailbox(source_record)
+                index.put_mailbox(target_record)
+            directories = {os.path.dirname(new) for _, new in done}
+            if moving:
+                directories |= {os.path.dirname(old) for old, _ in done}
+        except OSError as failure:
+            self._undo(done, moving)
+            raise TemporaryFailure(str(failure)) from failure
+        except BaseException:
+            self._undo(done, moving)
+            raise
+        self._sync(directories)
+        return Copied(target_record.uidvalidity, [old for old, _ in pairs], [new for _, new in pairs])
+
+    def _undo(self, done: list[tuple[str, str]], moving: bool) -> None:
+        for old, new in reversed(done):
+            try:
+                if moving:
+                    files.rename_noreplace(new, old)
+                else:
+                    files.unlink(new)
+            except OSError as failure:
+                log.warning("could not undo", path=new, error=str(failure))
+
+    def expunge(self, number: int, uids: Sequence[int] | None = None) -> list[int]:
+        """Remove the messages marked deleted (among `uids`, RFC 4315 2.1); the UIDs that went, ascending."""
+        with self._writing() as index:
+            record = self._settled(index, number)
+            marked = index.uids_with_flag(number, DELETED)
+            if uids is not None:
+                wanted = set(uids)
+                marked = [uid for uid in marked if uid in wanted]
+            touched = self._remove(index, record, index.records(number, marked)) if marked else set()
+        self._sync(touched)
+        return marked
+
+    def _remove(self, index: SqliteIndex, record: MailboxRecord, messages: list[MessageRecord]) -> set[str]:
+        """Files first: a crash before the commit leaves rows without files, which is an expunge too."""
+        before = self._mtimes(record)
+        locate = _Renamer(self, record)
+        for message in messages:
+            path = locate.path(message)
+            if path is not None:
+                files.unlink(path)
+                locate.touched.add(os.path.dirname(path))
+            _count(record, message, -1)
+        if messages:
+            index.expunge(record.number, self._next_modseq(record), [message.uid for message in messages])
+            self._note_mtimes(record, before)
+            index.put_mailbox(record)
+        return locate.touched
+
+    # -------------------------------------------------------------- reading text
+
+    def read(self, number: int, uid: int) -> bytes:
+        """The message as it is sent, with CRLF; MessageGone when it is not there any more."""
+        found = self.read_many(number, [uid], 1)
+        if not found:
+            raise MessageGone("The message was removed")
+        return found[0][1]
+
+    def read_many(self, number: int, uids: Sequence[int], limit_bytes: int) -> list[tuple[int, bytes]]:
+        """Messages in order of UID, as sent, until one passes the limit; those that are gone are left out."""
+        with self._reading() as index:
+            record = self._record_read(index, number)
+            messages: list[MessageRecord] = []
+            total = 0
+            for start in range(0, len(uids), 64):
+                for message in index.records(number, uids[start : start + 64]):
+                    messages.append(message)
+                    total += message.size
+                    if total >= limit_bytes:
+                        break
+                if total >= limit_bytes:
+                    break
+        with files.storage_errors("Reading a message"):
+            texts = ((message.uid, self._text(record, message)) for message in messages)
+            return [(uid, text) for uid, text in texts if text is not None]
+
+    def _text(self, record: MailboxRecord, message: MessageRecord) -> bytes | None:
+        """The file at its direct path; else in the other sub-directory; else by one scan, which mends the index."""
+        folder = self.folder(record.directory)
+        path = names.path_of(message.base, message.flags, message.keywords, message.letters, bool(message.in_new))
+        data = _read_file(f"{folder}/{path}")
+        if data is not None:
+            self.opens["direct"] += 1
+        else:
+            data = self._text_elsewhere(record, message, folder)
+        if data is None:
+            self.opens["missing"] += 1
+            return None
+        return _with_crlf(data) if message.bare_lf else data
+
+    def _text_elsewhere(self, record: MailboxRecord, message: MessageRecord, folder: str) -> bytes | None:
+        other = names.path_of(message.base, message.flags, message.keywords, message.letters, not message.in_new)
+        data = _read_file(f"{folder}/{other}")
+        if data is not None:
+            self.opens["other_subdirectory"] += 1
+        else:
+            self.opens["scan"] += 1
+        self.reconcile(record.number, full=data is None)
+        if data is None:
+            with self._reading() as index:
+                again = index.records(record.number, [message.uid])
+                folder = self.folder(self._record_read(index, record.number).directory)
+            if again:
+                m = again[0]
+                data = _read_file(f"{folder}/{names.path_of(m.base, m.flags, m.keywords, m.letters, bool(m.in_new))}")
+        return data
+
+    def prepared(self, number: int, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared]]:
+        """(uid, size, internal date, prepared), ascending; what was not prepared yet is, and kept."""
+        with self._reading() as index:
+            found = index.prepared(number, uids)
+        missing = [uid for uid, _, _, prepared in found if prepared is None]
+        made: dict[int, Prepared] = {}
+        while missing:
+            texts = self.read_many(number, missing, 4 * files.COPY_BYTES)
+            batch = [(uid, self._prepare(text)) for uid, text in texts]
+            if not batch:
+                break
+            with self._writing() as index:
+                still = {message.uid for message in index.records(number, [uid for uid, _ in batch])}
+                index.put_prepared(number, [entry for entry in batch if entry[0] in still])
+            made.update(batch)
+            last = batch[-1][0]
+            missing = [uid for uid in missing if uid > last]
+        return [
+            (uid, size, date, prepared or made[uid])
+            for uid, size, date, prepared in found
+            if prepared is not None or uid in made
+        ]
+
+    def search_text(self, number: int, uids: Sequence[int], column: str, needle: str) -> list[int]:
+        """UIDs whose prepared text contains the case-folded needle; everything searched is prepared first."""
+        with self._reading() as index:
+            missing = index.unprepared(number, uids)
+        for start in range(0, len(missing), 500):
+            self.prepared(number, missing[start : start + 500])
+        with self._reading() as index:
+            return index.search(number, uids, column, needle)
+
+    def find_message_id(self, number: int, message_id: str) -> int | None:
+        """The newest prepared message with that Message-ID."""
+        with self._reading() as index:
+            return index.find_message_id(number, message_id)
+
+    # -------------------------------------------------------------- care
+
+    def reindex(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Forget every row and read it again from the Maildir: same UIDs, UIDVALIDITYs, flags and keywords."""
+        with self._writing() as index:
+            self._sync_folders(index)
+            records = index.mailboxes()
+        for position, record in enumerate(sorted(records, key=lambda record: record.name)):
+            if progress is not None:
+                progress(record.name, position, len(records))
+            with self._writing() as index:
+                current = index.mailbox(record.number)
+                if current is None:
+                    continue
+                index.clear_messages(current.number)
+                current.messages = current.unseen = current.deleted = current.size = 0
+                current.cur_mtime = current.new_mtime = 0
+                current.boot = ""
+                index.put_mailbox(current)
+            self.reconcile(record.number)
+
+    def sweep(self) -> int:
+        """Remove files left in tmp/ for a day and a half (S, durability rule 9); how many went."""
+        removed = 0
+        for record in self._records():
+            directory = f"{self.folder(record.directory)}/tmp"
+            try:
+                entries = list(os.scandir(directory))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if time.time() - max(status.st_mtime, status.st_ctime) > SWEEP_SECONDS:
+                    files.unlink_quietly(entry.path)
+                    removed += 1
+        return removed
+
+
+class _Renamer:
+    """Finds and renames message files of one mailbox, listing the directory at most once for those that moved."""
+
+    def __init__(self, store: AccountStore, record: MailboxRecord) -> None:
+        self._folder = store.folder(record.directory)
+        self._opens = store.opens
+        self._listing: dict[str, str] | None = None
+        self.touched: set[str] = set()
+
+    def path(self, message: MessageRecord) -> str | None:
+        """Where the file is, absolute; None if it is gone."""
+        in_new = bool(message.in_new)
+        direct = names.path_of(message.base, message.flags, message.keywords, message.letters, in_new)
+        path = f"{self._folder}/{direct}"
+        if os.path.lexists(path):
+            self._opens["direct"] += 1
+            return path
+        return self._listed(message.base)
+
+    def _listed(self, base: str) -> str | None:
+        if self._listing is None:
+            self._listing = {
+                name.partition(":")[0]: f"{self._folder}/{sub}/{name}"
+                for sub in ("new", "cur")
+                for name in os.listdir(f"{self._folder}/{sub}")
+            }
+        found = self._listing.get(base)
+        self._opens["missing" if found is None else "scan"] += 1
+        return found
+
+    def rename(self, message: MessageRecord, flags: int, keywords: int) -> str | None:
+        """Give the file its new flags, in cur/; the foreign letters it keeps, or None if it is gone."""
+        in_new = bool(message.in_new)
+        source = (
+            f"{self._folder}/{names.path_of(message.base, message.flags, message.keywords, message.letters, in_new)}"
+        )
+        letters = message.letters
+        target = f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, False)}"
+        self.touched.add(f"{self._folder}/cur")
+        if in_new:
+            self.touched.add(f"{self._folder}/new")
+        try:
+            files.rename(source, target)
+        except FileNotFoundError:
+            found = self._listed(message.base)
+            if found is None:
+                return None
+            letters = names.parse(os.path.basename(found)).letters
+            files.rename(found, f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, False)}")
+        return letters
+
+
+class _KeywordMap(dict[int, int]):
+    """Keyword bits of one mailbox as bits of another, whose list grows as needed."""
+
+    def __init__(self, store: AccountStore, source: MailboxRecord, target: MailboxRecord) -> None:
+        self._store, self._source, self._target = store, source, target
+        super().__init__({0: 0})
+
+    def __missing__(self, bits: int) -> int:
+        wanted = [name for number, name in enumerate(self._source.keywords) if bits >> number & 1]
+        self[bits] = self._store._keyword_bits(self._target, wanted)
+        return self[bits]
+
+
+def _count(record: MailboxRecord, message: MessageRecord, sign: int) -> None:
+    record.messages += sign
+    record.size += sign * message.size
+    record.unseen += sign * (not message.flags & SEEN)
+    record.deleted += sign * bool(message.flags & DELETED)
+
+
+def _count_entries(directory: str) -> int:
+    return sum(1 for name in os.listdir(directory) if not name.startswith("."))
+
+
+def _read_file(path: str) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        size = os.fstat(fd).st_size
+        data = os.read(fd, size + 1)
+        if len(data) == size:
+            return data
+        chunks = [data]
+        while chunk := os.read(fd, files.COPY_BYTES):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    finally:
+        os.close(fd)
+
+
+def _with_crlf(data: bytes) -> bytes:
+    """LF line ends as CRLF; those that have their CR stay."""
+    return data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")

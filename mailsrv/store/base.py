@@ -1,0 +1,357 @@
+"""What every operation on one account stands on: its paths, its lock, its index connection, its mailbox records.
+
+Two locks order everything: a native mutex per account (threads of this process), and `flock` on `<home>/lock` around what
+writes (all processes). Index connections are few: the least recently used account closes its own, and opens it again
+when it is next asked. A damaged or deleted index is made anew; every mailbox then compares itself with its directory.
+
+Imports: store.*, log, errors, values.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from mailsrv import log
+from mailsrv.errors import MailboxNotFound, TemporaryFailure
+from mailsrv.store import files, metadata, names
+from mailsrv.store.index import IndexDamaged, MailboxRecord
+from mailsrv.store.sqlite import SqliteIndex
+from mailsrv.values import AccountId, MailboxId, MailboxInfo, Prepared
+
+Prepare = Callable[[bytes], Prepared]
+
+DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
+    ("Drafts", "\\Drafts"),
+    ("Sent", "\\Sent"),
+    ("Junk", "\\Junk"),
+    ("Trash", "\\Trash"),
+    ("Archive", "\\Archive"),
+)
+MOST_OPEN_INDEXES = 32
+SUBDIRECTORIES = ("cur", "new", "tmp")
+
+
+def boot_id() -> str:
+    """Names this start of the system; an index written under another one may have lost its last commits."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown"
+
+
+BOOT = boot_id()
+
+
+class _OpenIndexes:
+    """The accounts of this process that hold an index connection, least recently used first."""
+
+    def __init__(self) -> None:
+        self._lock = files.native_lock()
+        self._pid = os.getpid()
+        self._stores: OrderedDict[int, StoreBase] = OrderedDict()
+
+    def used(self, store: StoreBase) -> None:
+        with self._lock:
+            if self._pid != os.getpid():  # connections do not cross a fork
+                self._stores.clear()
+                self._pid = os.getpid()
+            self._stores[id(store)] = store
+            self._stores.move_to_end(id(store))
+            over = list(self._stores.values())[: max(0, len(self._stores) - MOST_OPEN_INDEXES)]
+        for old in over:
+            if old.close_if_free():
+                self.closed(old)
+
+    def closed(self, store: StoreBase) -> None:
+        with self._lock:
+            self._stores.pop(id(store), None)
+
+
+_open_indexes = _OpenIndexes()
+
+
+class StoreBase:
+    def __init__(
+        self,
+        account: AccountId,
+        home: str,
+        *,
+        prepare: Prepare,
+        host: str,
+        clock: Callable[[], float] = time.time,
+        defaults: Sequence[tuple[str, str]] = DEFAULT_MAILBOXES,
+    ) -> None:
+        self.account, self.home = account, home
+        self.maildir = f"{home}/Maildir"
+        self.tmp_dir = f"{self.maildir}/tmp"
+        self.opens: Counter[str] = Counter()
+        self._prepare, self._clock, self._defaults = prepare, clock, tuple(defaults)
+        self._host = names.safe_host(host)
+        self._mutex = files.native_lock()
+        self._lock_fd = -1
+        self._index: SqliteIndex | None = None
+        self._pid = os.getpid()
+        self._verified: dict[int, tuple[int, int]] = {}  # number -> mtimes at which the entries were counted
+
+    # -------------------------------------------------------------- locks and connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[SqliteIndex]:
+        """The index for reading: a WAL snapshot, so writers of other processes do not matter."""
+        with self._mutex, files.storage_errors("Reading the mail store"):
+            index = self._connected()
+            try:
+                yield index
+            except IndexDamaged as damage:
+                self._discard(index, str(damage))
+                raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
+        _open_indexes.used(self)
+
+    @contextmanager
+    def _writing(self) -> Iterator[SqliteIndex]:
+        """The index inside a transaction, this account locked against every other writer of every process."""
+        with self._mutex, files.storage_errors("Writing the mail store"):
+            index = self._connected()
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            try:
+                index = self._same_file(index)
+                with index.transaction():
+                    yield index
+            except IndexDamaged as damage:
+                self._discard(index, str(damage))
+                raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
+            finally:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        _open_indexes.used(self)
+
+    def _connected(self) -> SqliteIndex:
+        if self._pid != os.getpid():  # after a fork: the parent's connection and lock are not ours to use
+            self._index, self._lock_fd, self._pid = None, -1, os.getpid()
+        if self._index is None:
+            self._open()
+        else:
+            self._index = self._same_file(self._index)
+        assert self._index is not None
+        return self._index
+
+    def _same_file(self, index: SqliteIndex) -> SqliteIndex:
+        """The index that the path names now: somebody may have deleted the one we hold."""
+        try:
+            if os.stat(index.path).st_ino == index.inode:
+                return index
+        except FileNotFoundError:
+            pass
+        index.close()
+        self._index = None
+        self._open()
+        assert self._index is not None
+        return self._index
+
+    def _open(self) -> None:
+        if self._lock_fd < 0:
+            if not os.path.exists(f"{self.maildir}/{metadata.ACCOUNT_FILE}"):
+                self._make_home()
+            self._lock_fd = os.open(f"{self.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = f"{self.home}/index.sqlite3"
+        try:
+            self._index = SqliteIndex(path)
+        except IndexDamaged as damage:
+            self._remove_index(str(damage))
+            self._index = SqliteIndex(path)
+
+    def _remove_index(self, why: str) -> None:
+        log.warning("index discarded", account=self.account, home=self.home, reason=why)
+        for suffix in ("", "-wal", "-shm"):
+            files.unlink_quietly(f"{self.home}/index.sqlite3{suffix}")
+
+    def _discard(self, index: SqliteIndex, why: str) -> None:
+        index.close()
+        self._index = None
+        self._remove_index(why)
+
+    def close_if_free(self) -> bool:
+        if not self._mutex.acquire(blocking=False):
+            return False
+        try:
+            self._close()
+        finally:
+            self._mutex.release()
+        return True
+
+    def close(self) -> None:
+        with self._mutex:
+            self._close()
+        _open_indexes.closed(self)
+
+    def _close(self) -> None:
+        if self._pid == os.getpid():
+            if self._index is not None:
+                self._index.close()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+        self._index, self._lock_fd = None, -1
+
+    # -------------------------------------------------------------- directories
+
+    def _make_home(self) -> None:
+        """INBOX and the default mailboxes of a new account (or of an adopted Maildir)."""
+        os.makedirs(self.home, mode=0o700, exist_ok=True)
+        lock = os.open(f"{self.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be doing the same
+            if metadata.read_account(self.maildir) is not None:
+                return
+            adopted = os.path.isdir(f"{self.maildir}/cur")
+            self._make_folder(self.maildir)
+            account = metadata.AccountMeta(1, 0)
+            if metadata.read_mailbox(self.maildir) is None:
+                account = self._new_metadata(account, "", None)
+            if not adopted:
+                for name, special_use in self._defaults:
+                    directory = names.directory(names.canonical(name))
+                    self._make_folder(f"{self.maildir}/{directory}")
+                    account = self._new_metadata(account, directory, special_use)
+            metadata.write_account(self.maildir, account)
+            files.sync_directory(self.home)
+            files.sync_directory(os.path.dirname(self.home))
+        finally:
+            os.close(lock)
+
+    def _make_folder(self, path: str) -> None:
+        """A Maildir with its three directories; those that exist stay."""
+        for directory in (path, *(f"{path}/{name}" for name in SUBDIRECTORIES)):
+            try:
+                files.make_directory(directory)
+            except FileExistsError:
+                pass
+        if path != self.maildir:
+            os.close(os.open(f"{path}/maildirfolder", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _new_metadata(self, account: metadata.AccountMeta, directory: str, special_use: str | None) -> metadata.AccountMeta:
+        """Give a folder its number and UIDVALIDITY; the account's record after that, not written yet."""
+        uidvalidity = max(account.last_uidvalidity + 1, int(self._clock()))
+        meta = metadata.MailboxMeta(account.next_mailbox, uidvalidity, 1, (), special_use)
+        metadata.write_mailbox(self.folder(directory), meta)
+        return metadata.AccountMeta(account.next_mailbox + 1, uidvalidity)
+
+    def folder(self, directory: str) -> str:
+        """Absolute path of a mailbox's directory."""
+        return f"{self.maildir}/{directory}" if directory else self.maildir
+
+    # -------------------------------------------------------------- mailbox records
+
+    def _folders_current(self, index: SqliteIndex) -> bool:
+        return index.fact("root_mtime") == os.stat(self.maildir).st_mtime_ns
+
+    def _sync_folders(self, index: SqliteIndex) -> None:
+        """Bring the list of mailboxes to what the directory holds. Inside a transaction."""
+        root_mtime = os.stat(self.maildir).st_mtime_ns
+        known = {record.directory: record for record in index.mailboxes()}
+        numbers = {record.number for record in known.values()}
+        present = {""}
+        with os.scandir(self.maildir) as entries:
+            for entry in entries:
+                if names.name_of(entry.name) not in (None, names.INBOX) and entry.is_dir(follow_symlinks=False):
+                    if os.path.isdir(f"{entry.path}/cur"):
+                        present.add(entry.name)
+        found: dict[str, metadata.MailboxMeta] = {}
+        for directory in sorted(present):
+            meta = metadata.read_mailbox(self.folder(directory))
+            record = known.get(directory)
+            if record is not None and meta is not None and record.number == meta.number:
+                continue
+            found[directory] = meta if meta is not None else self._adopt_folder(index, directory)
+        taken: set[int] = set()
+        for directory, record in known.items():
+            if directory not in present or directory in found:
+                index.drop_mailbox(record.number)
+                numbers.discard(record.number)
+        for directory, meta in found.items():
+            if meta.number in numbers or meta.number in taken:  # a copied folder: two cannot share an identity
+                meta = self._adopt_folder(index, directory)
+            taken.add(meta.number)
+            name = names.name_of(directory)
+            assert name is not None
+            index.put_mailbox(
+                MailboxRecord(
+                    meta.number, directory, name, meta.uidvalidity, 1, meta.uid_mark, meta.keywords, meta.special_use
+                )
+            )
+        index.set_fact("root_mtime", root_mtime)
+
+    def _adopt_folder(self, index: SqliteIndex, directory: str) -> metadata.MailboxMeta:
+        """A folder another program made: it gets its three directories and an identity of its own."""
+        self._make_folder(self.folder(directory))
+        account = metadata.read_account(self.maildir)
+        if account is None:  # lost: begin beyond everything that is known
+            records = index.mailboxes()
+            others = [metadata.read_mailbox(f"{self.maildir}/{name}") for name in os.listdir(self.maildir)]
+            metas = [meta for meta in others if meta is not None]
+            account = metadata.AccountMeta(
+                max([r.number for r in records] + [m.number for m in metas], default=0) + 1,
+                max([r.uidvalidity for r in records] + [m.uidvalidity for m in metas], default=0),
+            )
+        metadata.write_account(self.maildir, self._new_metadata(account, directory, None))
+        log.info("mailbox adopted", account=self.account, directory=directory or "INBOX")
+        meta = metadata.read_mailbox(self.folder(directory))
+        assert meta is not None
+        return meta
+
+    def _ready(self, index: SqliteIndex) -> None:
+        if not self._folders_current(index):
+            self._sync_folders(index)
+
+    def _record(self, index: SqliteIndex, number: int) -> MailboxRecord:
+        """The record by number; raises MailboxNotFound when the mailbox is gone."""
+        record = index.mailbox(number)
+        if record is None:
+            if not self._folders_current(index):
+                self._sync_folders(index)
+                record = index.mailbox(number)
+            if record is None:
+                raise MailboxNotFound("The mailbox does not exist any more")
+        return record
+
+    def _info(self, record: MailboxRecord) -> MailboxInfo:
+        return MailboxInfo(MailboxId(self.account, record.number), record.name, record.uidvalidity, record.special_use)
+
+    def _next_modseq(self, record: MailboxRecord) -> int:
+        """Strictly above all earlier ones of the mailbox; close to the wall clock in microseconds (RFC 7162 3.1)."""
+        record.highest_modseq = max(record.highest_modseq + 1, int(self._clock() * 1e6))
+        return record.highest_modseq
+
+    def _take_uids(self, record: MailboxRecord, count: int) -> int:
+        """The first of `count` new UIDs; the reserve in the metadata file is raised durably before one beyond it is used."""
+        first = record.uidnext
+        last = first + count - 1
+        if last > metadata.MAX_UINT32 - 1:
+            raise TemporaryFailure("The mailbox has used up its UIDs")
+        if last >= record.uid_mark:
+            record.uid_mark = min(last + 1 + metadata.UID_RESERVE, metadata.MAX_UINT32)
+            self._write_metadata(record)
+        record.uidnext = last + 1
+        return first
+
+    def _write_metadata(self, record: MailboxRecord) -> None:
+        metadata.write_mailbox(
+            self.folder(record.directory),
+            metadata.MailboxMeta(
+                record.number, record.uidvalidity, record.uid_mark, record.keywords, record.special_use
+            ),
+        )
+
+    def _mtimes(self, record: MailboxRecord) -> tuple[int, int]:
+        folder = self.folder(record.directory)
+        try:
+            return os.stat(f"{folder}/cur").st_mtime_ns, os.stat(f"{folder}/new").st_mtime_ns
+        except FileNotFoundError:
+            if not os.path.isdir(folder):
+                raise MailboxNotFound("The mailbox does not exist any more") from None
+            self._make_folder(folder)  # another program tidied an empty directory away
+            return self._mtimes(record)

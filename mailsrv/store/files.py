@@ -1,0 +1,277 @@
+"""All file work: durable writes, renames that never replace, and the thread pool that keeps it off the hub.
+
+`offload` runs blocking work in a native thread and gives its result to the calling greenlet. The rest is plain blocking
+code: it never runs on the hub, except in the command line and in tests.
+
+Imports: gevent (the pool only), errors.    docs/architecture.md, "A message, once through".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from gevent.monkey import get_original
+from gevent.threadpool import ThreadPool
+
+from mailsrv.errors import TemporaryFailure
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+POOL_THREADS = 24
+_NativeLock = get_original("threading", "Lock")
+_pool: tuple[int, ThreadPool] | None = None
+
+
+def native_lock() -> Any:
+    """A lock between native threads (the patched one switches greenlets and must not be used off the hub)."""
+    return _NativeLock()
+
+
+def _thread_pool() -> ThreadPool:
+    global _pool
+    if _pool is None or _pool[0] != os.getpid():  # a forked child starts its own threads
+        _pool = (os.getpid(), ThreadPool(POOL_THREADS))
+    return _pool[1]
+
+
+def _guarded(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+    # The pool prints every exception it sees to stderr, so failures travel as values.
+    try:
+        return True, fn(*args, **kwargs)
+    except BaseException as failure:
+        return False, failure
+
+
+def offload(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `fn` in a native thread; other greenlets go on meanwhile. Raises what `fn` raises."""
+    waiting = _thread_pool().spawn(_guarded, fn, args, kwargs)
+    ok, value = waiting.get()
+    if not ok:
+        raise value
+    return value  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------------ primitives
+
+_step_hook: Callable[[str, str], None] | None = None
+
+
+def on_step(hook: Callable[[str, str], None] | None) -> None:
+    """Tests are told of each step that changes the disk, before it happens, and may end the process there."""
+    global _step_hook
+    _step_hook = hook
+
+
+def step(name: str, path: str) -> None:
+    if _step_hook is not None:
+        _step_hook(name, path)
+
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+try:
+    _renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+except (OSError, AttributeError):  # a libc without it
+    _renameat2 = None
+
+
+def rename_noreplace(source: str, target: str) -> None:
+    """Rename; FileExistsError when the target is there: a name collision can never overwrite a message (S25)."""
+    step("rename", target)
+    if _renameat2 is not None:
+        if _renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), target)
+    os.link(source, target)
+    os.unlink(source)
+
+
+def rename(source: str, target: str) -> None:
+    step("rename", target)
+    os.rename(source, target)
+
+
+def link(source: str, target: str) -> None:
+    step("link", target)
+    os.link(source, target, follow_symlinks=False)
+
+
+def unlink(path: str) -> None:
+    step("unlink", path)
+    os.unlink(path)
+
+
+def unlink_quietly(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def sync_directory(path: str) -> None:
+    """The names in a directory survive a power cut from here on."""
+    step("fsync", path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: str) -> None:
+    step("mkdir", path)
+    os.mkdir(path, 0o700)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+    """Replace a small file: whole and durable, or as it was."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    step("write", path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, text.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    rename(temporary, path)
+    sync_directory(os.path.dirname(path))
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is no file or no object in it."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Failures of the disk (full, over quota, broken, out of descriptors) become TemporaryFailure."""
+    try:
+        yield
+    except OSError as failure:
+        raise TemporaryFailure(f"{what}: {failure.strerror or failure}") from failure
+
+
+# ------------------------------------------------------------------ a message being received
+
+MEMORY_BYTES = 256 * 1024
+COPY_BYTES = 1024 * 1024
+
+
+class Incoming:
+    """A message on its way in: in memory while it is small, then in a file under `directory`, a tmp/ of the store.
+
+    `prefix` (trace header lines) goes before it. Nothing is durable yet; `close` forgets it.
+    """
+
+    __slots__ = ("_chunks", "_fd", "_in_memory", "_memory_bytes", "directory", "path", "prefix", "size")
+
+    def __init__(self, directory: str, prefix: bytes = b"", *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self.directory, self.prefix = directory, prefix
+        self.size = 0
+        self.path: str | None = None
+        self._chunks: list[bytes] = []
+        self._in_memory = 0
+        self._memory_bytes = memory_bytes
+        self._fd = -1
+
+    def write(self, chunk: bytes) -> bool:
+        """Take a chunk; True asks for `spill()`, which blocks on the disk."""
+        self._chunks.append(chunk)
+        self.size += len(chunk)
+        self._in_memory += len(chunk)
+        return self._in_memory > self._memory_bytes
+
+    def spill(self) -> None:
+        """Move what is in memory to the file."""
+        with storage_errors("Writing the message"):
+            if self._fd < 0:
+                self.path = temporary_name(self.directory)
+                step("create", self.path)
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                write_all(self._fd, self.prefix)
+            write_all(self._fd, b"".join(self._chunks))
+        self._chunks.clear()
+        self._in_memory = 0
+
+    def text(self) -> bytes | None:
+        """The message without prefix, if it is in memory still."""
+        if self._fd >= 0:
+            return None
+        if len(self._chunks) > 1:
+            self._chunks[:] = [b"".join(self._chunks)]
+        return self._chunks[0] if self._chunks else b""
+
+    def write_to(self, fd: int) -> None:
+        """Append the message, without prefix, to an open file."""
+        text = self.text()
+        if text is not None:
+            write_all(fd, text)
+            return
+        if self._chunks:
+            self.spill()
+        offset, end = len(self.prefix), len(self.prefix) + self.size
+        while offset < end:
+            chunk = os.pread(self._fd, min(COPY_BYTES, end - offset), offset)
+            write_all(fd, chunk)
+            offset += len(chunk)
+
+    def take_file(self) -> tuple[int, str] | None:
+        """The file as it is, prefix included, handed to the caller; None while the message is in memory."""
+        if self._fd < 0 or self.path is None:
+            return None
+        if self._chunks:
+            self.spill()
+        taken = (self._fd, self.path)
+        self._fd, self.path = -1, None
+        return taken
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self.path is not None:
+            unlink_quietly(self.path)
+            self.path = None
+        self._chunks.clear()
+
+
+_counter = 0
+_counter_lock = native_lock()
+
+
+def unique_part(now: float) -> str:
+    """The unique left part of a Maildir name: seconds, microseconds, process, count, random (S25)."""
+    global _counter
+    with _counter_lock:
+        _counter += 1
+        count = _counter
+    seconds = int(now)
+    return f"{seconds}.M{int((now - seconds) * 1e6):06d}P{os.getpid()}Q{count}R{os.urandom(4).hex()}"
+
+
+def temporary_name(directory: str) -> str:
+    return f"{directory}/{unique_part(get_original('time', 'time')())}"
