@@ -151,6 +151,17 @@ class AccountStore(Folders):
                     self._verified[number] = mtimes  # odd files that are no messages
         return record
 
+    def refreshed(self, number: int) -> bool:
+        """Look for other programs' changes as thoroughly as `snapshot` does; True if something was committed."""
+        with self._reading() as index:
+            before = self._record_read(index, number).highest_modseq
+        return self._fresh(number).highest_modseq > before
+
+    def folder_of(self, number: int) -> str:
+        """The absolute path of the mailbox's directory, for now."""
+        with self._reading() as index:
+            return self.folder(self._record_read(index, number).directory)
+
     def claim_recent(self, number: int) -> tuple[int, int]:
         """UIDs that no read-write session had been told of, now the caller's (RFC 3501 2.3.2)."""
         with self._reading() as index:
@@ -581,6 +592,11 @@ class AccountStore(Folders):
         """The newest prepared message with that Message-ID."""
         with self._reading() as index:
             return index.find_message_id(number, message_id)
+
+    def message_id_of(self, message: Incoming) -> str:
+        """The Message-ID of a message on its way in; "" if it has none or is large."""
+        text = message.text()
+        return self._prepare(text).message_id if text is not None and len(text) <= PREPARE_BYTES else ""
 
     # -------------------------------------------------------------- care
 

@@ -1,0 +1,395 @@
+"""Who a user is, and whose mailbox a recipient means: domains, users, aliases, catch-alls in one small database.
+
+The command line writes it while the server runs, and the server sees it at once: every look-up first asks SQLite whether
+another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it remembers. This
+database is no cache: its commits are synced.
+
+Imports: errors, values.    RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mailsrv.errors import (
+    AccountExists,
+    AccountNotFound,
+    AddressInvalid,
+    DomainExists,
+    DomainNotFound,
+    RecipientUnknown,
+    RelayDenied,
+    TemporaryFailure,
+)
+from mailsrv.values import Account, AccountId, Address
+
+VERSION = 1
+BUSY_SECONDS = 10
+MOST_TARGETS = 100
+MOST_STEPS = 10
+KEPT_ANSWERS = 10_000
+PLUS = "+"
+
+SCHEMA = """
+CREATE TABLE domains (name TEXT PRIMARY KEY, catch_all TEXT) WITHOUT ROWID;
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, local TEXT NOT NULL, domain TEXT NOT NULL REFERENCES domains (name),
+    hash TEXT NOT NULL, home TEXT NOT NULL, enabled INTEGER NOT NULL DEFAULT 1, quota_bytes INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (local, domain));
+CREATE TABLE aliases (
+    local TEXT NOT NULL, domain TEXT NOT NULL REFERENCES domains (name), target TEXT NOT NULL,
+    PRIMARY KEY (local, domain, target)) WITHOUT ROWID;
+"""
+
+_LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+(?:\.[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+)*")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SAFE_LOCAL = re.compile(r"[^a-z0-9_+=.-]")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A user as administration sees them; `hash` never leaves this layer and `mail.passwords`."""
+
+    account: Account
+    hash: str
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    name: str
+    catch_all: str | None
+    users: int
+
+
+def parse_domain(text: str) -> str:
+    """A domain name in the form it is kept in: lower case, ASCII (IDNA)."""
+    name = text.strip().rstrip(".").lower()
+    try:
+        name = name.encode("ascii").decode() if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        raise AddressInvalid(f"Not a domain name: {text!r}") from None
+    if not name or len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise AddressInvalid(f"Not a domain name: {text!r}")
+    return name
+
+
+def parse_address(text: str) -> Address:
+    """`local@domain` of a user or alias, in lower case."""
+    local, at, domain = text.strip().rpartition("@")
+    local = local.lower()
+    if not at or not local or len(local.encode()) > 64 or not _LOCAL.fullmatch(local):
+        raise AddressInvalid(f"Not an address: {text!r} (expected name@domain)")
+    return Address(local, parse_domain(domain))
+
+
+def home_of(address: Address) -> str:
+    """Directory of a user below the mail root: `<domain>/<local>`, odd characters percent-encoded (S24)."""
+    local = _SAFE_LOCAL.sub(lambda found: "".join(f"%{octet:02x}" for octet in found[0].encode()), address.local)
+    if local.startswith("."):
+        local = "%2e" + local[1:]
+    return f"{address.domain}/{local[:200]}"
+
+
+class Accounts:
+    """Look-ups for the server, changes for the command line. One object serves one process."""
+
+    def __init__(self, path: str, mail_root: str) -> None:
+        self._path, self._mail_root = path, mail_root
+        self._pid = 0
+        self._lock = threading.RLock()
+        self._remembered: dict[tuple[str, object], object] = {}
+        self._version = -1
+        self._connect()
+
+    def _connect(self) -> None:
+        try:
+            os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
+            self._db = sqlite3.connect(
+                self._path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None, cached_statements=64
+            )
+            self._db.execute("PRAGMA synchronous=FULL")  # not a cache: what the administrator was told holds
+            self._db.execute("PRAGMA foreign_keys=ON")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                with self._changing():
+                    if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                        for statement in SCHEMA.split(";"):
+                            self._db.execute(statement)
+                        self._db.execute(f"PRAGMA user_version={VERSION}")
+            elif version != VERSION:
+                raise TemporaryFailure(f"{self._path} has schema version {version}; this program knows {VERSION}")
+        except (sqlite3.DatabaseError, OSError) as failure:
+            raise TemporaryFailure(f"Cannot open the accounts database {self._path}: {failure}") from failure
+        self._pid = os.getpid()
+
+    def _ask(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+        if self._pid != os.getpid():  # a connection does not cross a fork
+            self._connect()
+        try:
+            with self._lock:
+                return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as failure:
+            raise TemporaryFailure(f"accounts database: {failure}") from failure
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+            except sqlite3.DatabaseError as failure:
+                raise TemporaryFailure(f"accounts database: {failure}") from failure
+            finally:
+                self._remembered.clear()
+
+    def _memory(self) -> dict[tuple[str, object], object]:
+        """What is remembered, emptied if the database was changed by anybody else."""
+        version = self._ask("PRAGMA data_version")[0][0]
+        if version != self._version or len(self._remembered) > KEPT_ANSWERS:
+            self._remembered.clear()
+            assert isinstance(version, int)
+            self._version = version
+        return self._remembered
+
+    # -------------------------------------------------------------- look-ups
+
+    def _user(self, where: str, values: Sequence[object]) -> list[User]:
+        rows = self._ask(
+            f"SELECT id, local, domain, home, quota_bytes, hash, enabled FROM users WHERE {where}", values
+        )
+        return [
+            User(
+                Account(AccountId(r[0]), Address(str(r[1]), str(r[2])), f"{self._mail_root}/{r[3]}", r[4]),  # type: ignore[arg-type]
+                str(r[5]),
+                bool(r[6]),
+            )
+            for r in rows
+        ]
+
+    def users(self) -> list[User]:
+        return self._user("1 ORDER BY domain, local", ())
+
+    def user(self, address: Address) -> User:
+        found = self._user("local=? AND domain=?", (address.local.lower(), address.domain.lower()))
+        if not found:
+            raise AccountNotFound(f"There is no user {address}")
+        return found[0]
+
+    def by_address(self, address: Address) -> Account | None:
+        """The user with exactly this address, enabled or not."""
+        memory, key = self._memory(), ("address", (address.local.lower(), address.domain.lower()))
+        if key not in memory:
+            found = self._user("local=? AND domain=?", key[1])
+            memory[key] = found[0].account if found else None
+        return memory[key]  # type: ignore[return-value]
+
+    def by_login(self, name: str) -> User | None:
+        """The user who logs in as `name`: the address, or its local part while only one user has it."""
+        memory, key = self._memory(), ("login", name)
+        if key not in memory:
+            local, at, domain = name.strip().lower().rpartition("@")
+            if at:
+                found = self._user("local=? AND domain=?", (local, domain))
+            else:
+                found = self._user("local=? LIMIT 2", (domain,))
+            memory[key] = found[0] if len(found) == 1 else None
+        return memory[key]  # type: ignore[return-value]
+
+    def enabled(self, account: AccountId) -> bool:
+        memory, key = self._memory(), ("enabled", account)
+        if key not in memory:
+            rows = self._ask("SELECT enabled FROM users WHERE id=?", (account,))
+            memory[key] = bool(rows and rows[0][0])
+        return bool(memory[key])
+
+    def is_local(self, domain: str) -> bool:
+        memory, key = self._memory(), ("domain", domain.lower())
+        if key not in memory:
+            memory[key] = bool(self._ask("SELECT 1 FROM domains WHERE name=?", (domain.lower(),)))
+        return bool(memory[key])
+
+    def domains(self) -> list[Domain]:
+        rows = self._ask(
+            "SELECT name, catch_all, (SELECT COUNT(*) FROM users WHERE domain=name) FROM domains ORDER BY name"
+        )
+        return [Domain(str(name), str(target) if target else None, int(str(count))) for name, target, count in rows]
+
+    def aliases(self) -> dict[Address, list[str]]:
+        listed: dict[Address, list[str]] = {}
+        for local, domain, target in self._ask("SELECT local, domain, target FROM aliases ORDER BY domain, local, target"):
+            listed.setdefault(Address(str(local), str(domain)), []).append(str(target))
+        return listed
+
+    def resolve(self, address: Address) -> list[Account]:
+        """The accounts a message to `address` goes to. Raises RelayDenied for other domains, RecipientUnknown in ours."""
+        memory, key = self._memory(), ("resolve", (address.local.lower(), address.domain.lower()))
+        if key not in memory:
+            if not self.is_local(address.domain):
+                raise RelayDenied(f"{address.domain} is not a domain of this server")
+            memory[key] = self._resolve(Address(address.local.lower(), address.domain.lower()))
+        accounts: list[Account] = memory[key]  # type: ignore[assignment]
+        if not accounts:
+            raise RecipientUnknown(f"There is no mailbox {address}")
+        return accounts
+
+    def _resolve(self, address: Address) -> list[Account]:
+        found: dict[AccountId, Account] = {}
+        seen: set[Address] = set()
+        wave = [address]
+        for _ in range(MOST_STEPS):  # aliases of aliases; a loop ends by `seen`
+            following: list[Address] = []
+            for one in wave:
+                if one not in seen and len(seen) < MOST_TARGETS:
+                    seen.add(one)
+                    following.extend(self._step(one, found))
+            if not following:
+                break
+            wave = following
+        return list(found.values())
+
+    def _step(self, address: Address, found: dict[AccountId, Account]) -> list[Address]:
+        """One address: a user (put into `found`), or the addresses it stands for."""
+        base = address.local.partition(PLUS)[0]
+        for local in dict.fromkeys([address.local, base] if base else [address.local]):
+            users = self._user("local=? AND domain=?", (local, address.domain))
+            if users:
+                if users[0].enabled:
+                    found[users[0].account.id] = users[0].account
+                return []
+            targets = self._ask("SELECT target FROM aliases WHERE local=? AND domain=?", (local, address.domain))
+            if targets:
+                return [parse_address(str(target)) for (target,) in targets]
+        row = self._ask("SELECT catch_all FROM domains WHERE name=?", (address.domain,))
+        if row and row[0][0]:
+            return [parse_address(str(row[0][0]))]
+        if base == "postmaster":  # RFC 5321 4.5.1: always there while anybody is
+            first = self._user("domain=? AND enabled=1 ORDER BY id LIMIT 1", (address.domain,))
+            if first:
+                found[first[0].account.id] = first[0].account
+        return []
+
+    def may_send_as(self, account: Account, sender: Address | None) -> bool:
+        """Whether the address is the user's own: theirs, a plus form of it, or an alias that leads to them."""
+        if sender is None or not self.is_local(sender.domain):
+            return False
+        sender = Address(sender.local.lower(), sender.domain.lower())
+        base = Address(sender.local.partition(PLUS)[0] or sender.local, sender.domain)
+        if account.address in (sender, base):
+            return True
+        for one in (sender, base):
+            if self._ask("SELECT 1 FROM aliases WHERE local=? AND domain=?", (one.local, one.domain)):
+                return any(found.id == account.id for found in self._resolve(one))
+        return False
+
+    # -------------------------------------------------------------- changes
+
+    def add_domain(self, name: str) -> None:
+        name = parse_domain(name)
+        with self._changing():
+            if self.is_local(name):
+                raise DomainExists(f"{name} is a domain of this server already")
+            self._db.execute("INSERT INTO domains VALUES (?, NULL)", (name,))
+
+    def remove_domain(self, name: str) -> None:
+        name = parse_domain(name)
+        with self._changing():
+            self._require_domain(name)
+            if self._ask("SELECT 1 FROM users WHERE domain=? LIMIT 1", (name,)):
+                raise DomainExists(f"{name} still has users; remove them first")
+            self._db.execute("DELETE FROM aliases WHERE domain=?", (name,))
+            self._db.execute("DELETE FROM domains WHERE name=?", (name,))
+
+    def _require_domain(self, name: str) -> None:
+        if not self._ask("SELECT 1 FROM domains WHERE name=?", (name,)):
+            raise DomainNotFound(f"{name} is not a domain of this server (mailsrv domain add {name})")
+
+    def set_catch_all(self, domain: str, target: str | None) -> None:
+        domain = parse_domain(domain)
+        with self._changing():
+            self._require_domain(domain)
+            kept = str(self._local_target(target)) if target is not None else None
+            self._db.execute("UPDATE domains SET catch_all=? WHERE name=?", (kept, domain))
+
+    def add_user(self, address: str, hash: str, quota_bytes: int = 0) -> Account:
+        parsed = parse_address(address)
+        with self._changing():
+            self._require_domain(parsed.domain)
+            key = (parsed.local, parsed.domain)
+            if self._ask("SELECT 1 FROM users WHERE local=? AND domain=?", key):
+                raise AccountExists(f"There is a user {parsed} already")
+            if self._ask("SELECT 1 FROM aliases WHERE local=? AND domain=?", key):
+                raise AccountExists(f"{parsed} is an alias already")
+            self._db.execute(
+                "INSERT INTO users (local, domain, hash, home, quota_bytes) VALUES (?,?,?,?,?)",
+                (*key, hash, home_of(parsed), quota_bytes),
+            )
+        return self.user(parsed).account
+
+    def _update(self, address: str, what: str, value: object) -> None:
+        parsed = parse_address(address)
+        with self._changing():
+            done = self._db.execute(
+                f"UPDATE users SET {what}=? WHERE local=? AND domain=?", (value, parsed.local, parsed.domain)
+            )
+            if not done.rowcount:
+                raise AccountNotFound(f"There is no user {parsed}")
+
+    def set_password_hash(self, address: str, hash: str) -> None:
+        self._update(address, "hash", hash)
+
+    def set_enabled(self, address: str, enabled: bool) -> None:
+        self._update(address, "enabled", int(enabled))
+
+    def set_quota(self, address: str, quota_bytes: int) -> None:
+        self._update(address, "quota_bytes", quota_bytes)
+
+    def remove_user(self, address: str) -> Account:
+        """Forget the user; their mail stays where it is. The id is never given again."""
+        parsed = parse_address(address)
+        with self._changing():
+            account = self.user(parsed).account
+            self._db.execute("DELETE FROM users WHERE id=?", (account.id,))
+        return account
+
+    def _local_target(self, target: str) -> Address:
+        parsed = parse_address(target)
+        if not self._ask("SELECT 1 FROM domains WHERE name=?", (parsed.domain,)):
+            raise RelayDenied(f"{parsed} is elsewhere: this server does not forward to other servers yet")
+        return parsed
+
+    def add_alias(self, address: str, targets: Sequence[str]) -> None:
+        """`address` also delivers to each of `targets`, which are addresses in our domains."""
+        parsed = parse_address(address)
+        with self._changing():
+            self._require_domain(parsed.domain)
+            if self._ask("SELECT 1 FROM users WHERE local=? AND domain=?", (parsed.local, parsed.domain)):
+                raise AccountExists(f"{parsed} is a user already")
+            if not targets or len(targets) > MOST_TARGETS:
+                raise AddressInvalid(f"An alias has 1 to {MOST_TARGETS} targets")
+            for target in targets:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO aliases VALUES (?,?,?)",
+                    (parsed.local, parsed.domain, str(self._local_target(target))),
+                )
+
+    def remove_alias(self, address: str) -> None:
+        parsed = parse_address(address)
+        with self._changing():
+            done = self._db.execute(
+                "DELETE FROM aliases WHERE local=? AND domain=?", (parsed.local, parsed.domain)
+            )
+            if not done.rowcount:
+                raise AccountNotFound(f"There is no alias {parsed}")

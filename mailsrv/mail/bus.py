@@ -1,0 +1,145 @@
+"""Carries "mailbox id changed" between the worker processes, over Unix datagrams in the run directory.
+
+Worker n is bound to `<directory>/<n>.bus`. A datagram is a run of 12-octet records (account, mailbox number); the record of
+zeros means "anything may have changed". What a peer's full socket does not take now is kept as a set of ids and sent when it can be,
+and a set that grows too large becomes "anything": never nothing. A peer that is gone is not waited for: a worker that
+starts has no state that could be stale. Another carrier (a database's notifications, say) would offer the same two methods.
+
+Imports: mail.notify, log, values, gevent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+import gevent
+
+from mailsrv import log
+from mailsrv.mail.notify import Registry
+from mailsrv.values import AccountId, MailboxId
+
+RECORD = struct.Struct("!QI")
+EVERYTHING = RECORD.pack(0, 0)
+RECORDS_PER_DATAGRAM = 512
+MOST_PENDING = 10_000
+RETRY_SECONDS = 0.005
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EWOULDBLOCK)
+
+
+class _Peer:
+    """Another worker: what it has not been told yet."""
+
+    __slots__ = ("everything", "flushing", "path", "pending")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pending: dict[bytes, None] = {}
+        self.everything = False
+        self.flushing = False
+
+
+class Bus:
+    def __init__(self, directory: str, number: int, peers: int, registry: Registry) -> None:
+        self._path = f"{directory}/{number}.bus"
+        self._peers = [_Peer(f"{directory}/{other}.bus") for other in range(peers) if other != number]
+        self._registry = registry
+        self._socket: socket.socket | None = None
+        self._receiver: gevent.Greenlet | None = None
+        self.sent = self.received = 0
+
+    def start(self) -> None:
+        """Listen, then forward what this process publishes. Before any mailbox is opened."""
+        try:
+            os.unlink(self._path)  # of a worker that was killed
+        except FileNotFoundError:
+            pass
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self._path)
+        os.chmod(self._path, 0o600)
+        self._receiver = gevent.spawn(self._receive)
+        self._registry.on_publish.append(self.forward)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._registry.on_publish.remove(self.forward)
+            if self._receiver is not None:
+                self._receiver.kill()
+            self._socket.close()
+            self._socket = None
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+
+    def forward(self, mailbox: MailboxId) -> None:
+        """Tell every peer; does not wait."""
+        record = RECORD.pack(mailbox.account, mailbox.number)
+        for peer in self._peers:
+            if peer.flushing:
+                self._keep(peer, record)
+            elif not self._send(peer, record):
+                self._keep(peer, record)
+                peer.flushing = True
+                gevent.spawn(self._flush, peer)
+
+    def _keep(self, peer: _Peer, record: bytes) -> None:
+        if peer.everything:
+            return
+        peer.pending[record] = None
+        if len(peer.pending) > MOST_PENDING:
+            peer.pending.clear()
+            peer.everything = True
+
+    def _send(self, peer: _Peer, datagram: bytes) -> bool:
+        """False if the peer's socket is full. A peer that is not there needs nothing."""
+        if self._socket is None:
+            return True
+        try:
+            self._socket.sendto(datagram, socket.MSG_DONTWAIT, peer.path)
+            self.sent += 1
+        except OSError as failure:
+            if failure.errno in _FULL:
+                return False
+            if failure.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                log.warning("bus send failed", peer=peer.path, error=str(failure))
+        return True
+
+    def _flush(self, peer: _Peer) -> None:
+        while peer.everything or peer.pending:
+            if peer.everything:
+                datagram, taken = EVERYTHING, []
+            else:
+                taken = list(peer.pending)[:RECORDS_PER_DATAGRAM]
+                datagram = b"".join(taken)
+            if self._send(peer, datagram):
+                # No switch between sending and forgetting.
+                if peer.everything:
+                    peer.everything = False
+                for record in taken:
+                    peer.pending.pop(record, None)
+            else:
+                gevent.sleep(RETRY_SECONDS)
+        peer.flushing = False
+
+    def _receive(self) -> None:
+        assert self._socket is not None
+        while True:
+            try:
+                datagram = self._socket.recv(RECORDS_PER_DATAGRAM * RECORD.size + 1)
+            except OSError:
+                return  # closed
+            self._registry_told(datagram)
+
+    def _registry_told(self, datagram: bytes) -> None:
+        self.received += 1
+        if not datagram or len(datagram) % RECORD.size:
+            log.warning("bus datagram not understood", octets=len(datagram))
+            return
+        for account, number in RECORD.iter_unpack(datagram):
+            if account == number == 0:
+                self._registry.changed_everything()
+            else:
+                self._registry.changed(MailboxId(AccountId(account), number))

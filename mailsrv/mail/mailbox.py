@@ -1,0 +1,539 @@
+"""The mailboxes of this process: one shared state per open mailbox, changed only by what the index committed.
+
+Every operation runs in the thread pool, then announces the mailbox id. The announcement marks the state stale; the first
+session that looks reads what was committed since the state's modseq and applies it, all others find it current. So own
+changes, other sessions', other processes' and other programs' changes arrive by one road, in commit order.
+
+`uids`, `flags`, `keywords`, `modseqs` are parallel and ascending by UID. New messages are appended to them and flags written in
+place; an expunge makes new arrays, so that a session may keep (array, count) as what its client was told.
+
+Imports: mail.notify, store, log, errors, values, gevent.lock.    RFC 3501 5.2, RFC 7162 3.1.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import gevent
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+
+from mailsrv import log
+from mailsrv.errors import MailboxNotFound, ModSeqTooOld
+from mailsrv.mail.notify import Registry, Subscription
+from mailsrv.store.account import AccountStore, Incoming, Prepare, Staged
+from mailsrv.store.files import offload
+from mailsrv.store.names import INBOX
+from mailsrv.values import (
+    Account,
+    AccountId,
+    Appended,
+    Copied,
+    Delta,
+    FlagOp,
+    MailboxId,
+    MailboxInfo,
+    MailboxStatus,
+    Prepared,
+    Row,
+    Snapshot,
+    Stored,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS_PER_ACCOUNT = 4  # of the pool's: one account's bulk work cannot hold up the others
+KEPT_ACCOUNTS = 1000
+KEPT_CLOSED = 64
+KEPT_CLOSED_MESSAGES = 300_000
+LOG_LENGTH = 4096
+HOPS_KEPT = 64
+HOPS_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a reader at some modseq does not know yet; each list ascending by UID."""
+
+    arrived: list[int]
+    changed: list[int]
+    vanished: list[int]
+    modseq: int
+
+
+class _Hop:
+    """One commit on its way to the watchers: when it was committed, and who was told when."""
+
+    __slots__ = ("accepted_at", "committed_at", "first_at", "last_at", "modseq", "told", "uid", "watchers")
+
+    def __init__(self, modseq: int, uid: int, accepted_at: float, committed_at: float, watchers: int) -> None:
+        self.modseq, self.uid, self.accepted_at, self.committed_at = modseq, uid, accepted_at, committed_at
+        self.watchers = watchers
+        self.told = 0
+        self.first_at = self.last_at = 0.0
+
+
+class Mailbox:
+    """One open mailbox, shared by all sessions of the process that have it selected."""
+
+    __slots__ = (
+        "_account", "_hops", "_last_question", "_log", "_log_floor", "_lock", "_owner", "_stale",
+        "flags", "generation", "gone", "highest_modseq", "id", "keyword_names", "keywords", "modseqs", "name", "sessions",
+        "uidnext", "uids", "uidvalidity",
+    )  # fmt: skip
+
+    def __init__(self, owner: Mailboxes, account: AccountMail, info: MailboxInfo, snapshot: Snapshot) -> None:
+        self._owner, self._account = owner, account
+        self.id, self.name, self.uidvalidity = info.id, info.name, info.uidvalidity
+        self.sessions = 0
+        self.gone = False
+        self.generation = 0
+        self._stale = False
+        self._lock: BoundedSemaphore | None = None
+        self._hops: list[_Hop] | None = None
+        self._adopt(snapshot)
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        self.uids, self.flags = snapshot.uids, snapshot.flags
+        self.keywords, self.modseqs = snapshot.keywords, snapshot.modseqs
+        self.keyword_names, self.uidnext = snapshot.keyword_names, snapshot.uidnext
+        self.highest_modseq = snapshot.highest_modseq
+        self.generation += 1
+        self._log: list[tuple[int, int, bool]] = []  # (modseq, uid, vanished), ascending by modseq
+        self._log_floor = snapshot.highest_modseq  # a reader at or above it can be answered from the log
+        self._last_question: tuple[int, array[int], int, Changes] | None = None
+
+    # -------------------------------------------------------------- being told, and looking
+
+    def mark_stale(self) -> None:
+        self._stale = True
+
+    def subscribe(self, event: Event) -> Subscription:
+        return self._owner.registry.subscribe(self.id, event)
+
+    def refresh(self) -> None:
+        """Bring the state to the last commit if it may be behind. Afterwards `gone` may be set."""
+        while self._stale and not self.gone:
+            if self._lock is None:
+                self._lock = BoundedSemaphore(1)
+            with self._lock:
+                if not self._stale:
+                    return
+                self._stale = False  # before the look: a change during it marks the state again
+                try:
+                    self._look()
+                except BaseException:
+                    self._stale = True
+                    raise
+
+    def _look(self) -> None:
+        store = self._account.store
+        try:
+            delta = self._account.run(store.changes, self.id.number, self.highest_modseq)
+        except ModSeqTooOld:
+            # Expunges were forgotten (or the index was made anew): compare from scratch.
+            self._adopt(self._account.run(store.snapshot, self.id.number))
+        except MailboxNotFound:
+            self.gone = True
+        else:
+            self._apply(delta)
+
+    def _apply(self, delta: Delta) -> None:
+        # No switch here: other sessions see the state before or after, never between.
+        self.keyword_names, self.uidnext = delta.keyword_names, delta.uidnext
+        news: list[tuple[int, int, bool]] = []
+        gone = [uid for uid, _ in delta.vanished if self.position(uid) is not None]
+        if gone:
+            self._remove(gone)
+            news.extend((modseq, uid, True) for uid, modseq in delta.vanished)
+        last = self.uids[-1] if self.uids else 0
+        strays = []
+        for uid, flags, keywords, modseq in delta.changed:
+            if uid > last:
+                self.uids.append(uid)
+                self.flags.append(flags)
+                self.keywords.append(keywords)
+                self.modseqs.append(modseq)
+            else:
+                position = self.position(uid)
+                if position is None:
+                    strays.append((uid, flags, keywords, modseq))
+                    continue
+                self.flags[position], self.keywords[position] = flags, keywords
+                self.modseqs[position] = modseq
+            news.append((modseq, uid, False))
+        if strays:  # a UID below the highest appeared (an old copy of a file came back): make new arrays
+            self._insert(strays)
+            news.extend((modseq, uid, False) for uid, _, _, modseq in strays)
+        news.sort()
+        self._log.extend(news)
+        if len(self._log) > LOG_LENGTH:
+            cut = len(self._log) - LOG_LENGTH // 2
+            self._log_floor = self._log[cut - 1][0]
+            del self._log[:cut]
+        self.highest_modseq = max(self.highest_modseq, delta.highest_modseq)
+        self._last_question = None
+
+    def _remove(self, gone: list[int]) -> None:
+        positions = [bisect_left(self.uids, uid) for uid in gone]
+        uids, flags, keywords, modseqs = array("I"), bytearray(), array("I"), array("Q")
+        start = 0
+        for position in [*positions, len(self.uids)]:
+            uids.extend(self.uids[start:position])
+            flags += self.flags[start:position]
+            keywords.extend(self.keywords[start:position])
+            modseqs.extend(self.modseqs[start:position])
+            start = position + 1
+        self.uids, self.flags, self.keywords, self.modseqs = uids, flags, keywords, modseqs
+        self.generation += 1
+
+    def _insert(self, strays: list[tuple[int, int, int, int]]) -> None:
+        rows = list(zip(self.uids, self.flags, self.keywords, self.modseqs, strict=True))
+        rows = sorted([*rows, *strays])
+        self.uids, self.flags = array("I", [r[0] for r in rows]), bytearray(r[1] for r in rows)
+        self.keywords, self.modseqs = array("I", [r[2] for r in rows]), array("Q", [r[3] for r in rows])
+        self.generation += 1
+
+    def position(self, uid: int) -> int | None:
+        """Index of the UID in the arrays; None if it is not there."""
+        position = bisect_left(self.uids, uid)
+        return position if position < len(self.uids) and self.uids[position] == uid else None
+
+    def changes_since(self, modseq: int, known: array[int], count: int) -> Changes:
+        """What a reader at `modseq`, who knows the first `count` UIDs of `known`, has to be told."""
+        asked = self._last_question
+        if asked is not None and asked[0] == modseq and asked[1] is known and asked[2] == count:
+            return asked[3]
+        if modseq >= self._log_floor:
+            changes = self._from_log(modseq, known, count)
+        else:
+            changes = self._from_scratch(modseq, known, count)
+        # A thousand watchers ask the same question in a row.
+        self._last_question = (modseq, known, count, changes)
+        return changes
+
+    def _from_log(self, modseq: int, known: array[int], count: int) -> Changes:
+        arrived, changed, vanished = set(), set(), set()
+        for position in range(bisect_right(self._log, (modseq, 0xFFFFFFFF, True)), len(self._log)):
+            _, uid, gone = self._log[position]
+            at = bisect_left(known, uid, 0, count)
+            is_known = at < count and known[at] == uid
+            if gone:
+                arrived.discard(uid)
+                changed.discard(uid)
+                if is_known:
+                    vanished.add(uid)
+            else:
+                (changed if is_known else arrived).add(uid)
+        return Changes(sorted(arrived), sorted(changed), sorted(vanished), self.highest_modseq)
+
+    def _from_scratch(self, modseq: int, known: array[int], count: int) -> Changes:
+        old = set(known[:count])
+        arrived = [uid for uid in self.uids if uid not in old]
+        vanished = sorted(old.difference(self.uids))
+        changed = [
+            uid for uid, at in zip(self.uids, self.modseqs, strict=True) if at > modseq and uid in old
+        ]
+        return Changes(arrived, changed, vanished, self.highest_modseq)
+
+    # -------------------------------------------------------------- push hops
+
+    def note_commit(self, appended: Appended, accepted_at: float) -> None:
+        """Remember when a delivery was accepted and committed, so that its push can be told in milliseconds."""
+        watchers = self._owner.registry.watchers(self.id)
+        if watchers:
+            if self._hops is None:
+                self._hops = []
+                gevent.spawn_later(HOPS_SECONDS, self._report_rest)
+            self._hops.append(_Hop(appended.modseq, appended.uid, accepted_at, appended.committed_at, watchers))
+            if len(self._hops) > HOPS_KEPT:
+                self._report(self._hops.pop(0))
+
+    def told(self, modseq: int) -> None:
+        """A session wrote everything up to `modseq` to its client."""
+        if self._hops is None:
+            return
+        now = time.monotonic()
+        for hop in [hop for hop in self._hops if hop.modseq <= modseq]:
+            hop.told += 1
+            hop.first_at = hop.first_at or now
+            hop.last_at = now
+            if hop.told >= min(hop.watchers, self._owner.registry.watchers(self.id)):
+                self._hops.remove(hop)
+                self._report(hop)
+
+    def _report_rest(self) -> None:
+        """Sessions that are busy, or do not idle, are told when they next ask: the log does not wait for them."""
+        hops, self._hops = self._hops or [], None
+        for hop in hops:
+            self._report(hop)
+
+    def _report(self, hop: _Hop) -> None:
+        if hop.told:
+            log.info(
+                "pushed", mailbox=str(self.id), uid=hop.uid, watchers=hop.told,
+                first_ms=_milliseconds(hop.first_at - hop.committed_at),
+                last_ms=_milliseconds(hop.last_at - hop.committed_at),
+                since_accepted_ms=_milliseconds(hop.first_at - hop.accepted_at),
+            )  # fmt: skip
+
+    # -------------------------------------------------------------- operations
+
+    def offload(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something expensive in a thread, within this account's share of the pool."""
+        return self._account.run(fn, *args, **kwargs)
+
+    def claim_recent(self) -> tuple[int, int]:
+        return self._account.run(self._account.store.claim_recent, self.id.number)
+
+    def store_flags(
+        self, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str], unchanged_since: int | None = None
+    ) -> Stored:
+        store = self._account.store
+        result = self._account.run(store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since)
+        if result.changed:
+            self._owner.registry.publish(self.id)
+        return result
+
+    def copy(self, uids: Sequence[int], target: str) -> Copied:
+        account = self._account
+        to = account.run(account.store.mailbox, target)
+        result = account.run(account.store.copy, self.id.number, uids, to.id.number, account.account.quota_bytes)
+        if result.target_uids:
+            self._owner.registry.publish(to.id)
+        return result
+
+    def move(self, uids: Sequence[int], target: str) -> Copied:
+        account = self._account
+        to = account.run(account.store.mailbox, target)
+        result = account.run(account.store.move, self.id.number, uids, to.id.number)
+        if result.target_uids:
+            self._owner.registry.publish(to.id)
+            self._owner.registry.publish(self.id)
+        return result
+
+    def expunge(self, uids: Sequence[int] | None = None) -> list[int]:
+        gone = self._account.run(self._account.store.expunge, self.id.number, uids)
+        if gone:
+            self._owner.registry.publish(self.id)
+        return gone
+
+    def rows(self, uids: Sequence[int]) -> list[Row]:
+        return self._account.run(self._account.store.rows, self.id.number, uids)
+
+    def prepared(self, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared]]:
+        return self._account.run(self._account.store.prepared, self.id.number, uids)
+
+    def search_text(self, uids: Sequence[int], column: str, needle: str) -> list[int]:
+        return self._account.run(self._account.store.search_text, self.id.number, uids, column, needle)
+
+    def read(self, uid: int) -> bytes:
+        return self._account.run(self._account.store.read, self.id.number, uid)
+
+    def read_many(self, uids: Sequence[int], limit_bytes: int) -> list[tuple[int, bytes]]:
+        return self._account.run(self._account.store.read_many, self.id.number, uids, limit_bytes)
+
+    def status(self) -> MailboxStatus:
+        return self._account.run(self._account.store.status, self.id.number)
+
+    def close(self) -> None:
+        self._owner.close(self)
+
+
+class AccountMail:
+    """The mail of one account, off the hub and announced: what sessions and deliveries act on."""
+
+    __slots__ = ("_inbox", "_owner", "_threads", "account", "store")
+
+    def __init__(self, owner: Mailboxes, account: Account, store: AccountStore) -> None:
+        self._owner, self.account, self.store = owner, account, store
+        self._threads = BoundedSemaphore(THREADS_PER_ACCOUNT)
+        self._inbox: MailboxInfo | None = None
+
+    def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._threads:
+            return offload(fn, *args, **kwargs)
+
+    def list(self) -> list[MailboxInfo]:
+        return self.run(self.store.mailboxes)
+
+    def find(self, name: str) -> MailboxInfo:
+        return self.run(self.store.mailbox, name)
+
+    def inbox(self) -> MailboxInfo:
+        """INBOX, remembered: its number is for life, and deliveries ask each time."""
+        if self._inbox is None:
+            self._inbox = self.find(INBOX)
+        return self._inbox
+
+    def forget_inbox(self) -> None:
+        self._inbox = None
+
+    def status(self, name: str) -> MailboxStatus:
+        return self.run(lambda: self.store.status(self.store.mailbox(name).id.number))
+
+    def create(self, name: str, special_use: str | None = None) -> MailboxInfo:
+        return self.run(self.store.create, name, special_use)
+
+    def delete(self, name: str) -> None:
+        self._owner.registry.publish(self.run(self.store.delete, name))
+
+    def rename(self, old: str, new: str) -> None:
+        for mailbox in self.run(self.store.rename, old, new):
+            self._owner.registry.publish(mailbox)
+
+    def subscriptions(self) -> list[str]:
+        return self.run(self.store.subscriptions)
+
+    def subscribe(self, name: str) -> None:
+        self.run(self.store.subscribe, name)
+
+    def unsubscribe(self, name: str) -> None:
+        self.run(self.store.unsubscribe, name)
+
+    def usage(self) -> int:
+        return self.run(self.store.usage)
+
+    def incoming(self, prefix: bytes = b"") -> Incoming:
+        """Where a message on its way in is collected; `spill` it with `self.run` when `write` says so."""
+        return Incoming(self.store.tmp_dir, prefix)
+
+    def append(
+        self, name: str, message: Incoming, *, flags: int = 0, keywords: Sequence[str] = (),
+        internal_date: int | None = None,
+    ) -> Appended:  # fmt: skip
+        """APPEND: durable and announced when this returns."""
+        accepted_at = time.monotonic()
+        number = self.find(name).id.number
+        appended = self.run(
+            self.store.append, number, message, flags=flags, keywords=keywords, internal_date=internal_date,
+            quota_bytes=self.account.quota_bytes,
+        )  # fmt: skip
+        self._owner.announce(appended, accepted_at)
+        return appended
+
+    def stage(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Staged:
+        quota = self.account.quota_bytes
+        return self.run(self.store.stage, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
+
+    def place(self, staged: Staged) -> Appended:
+        return self.run(self.store.place, staged)
+
+    def deliver(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Appended:
+        quota = self.account.quota_bytes
+        return self.run(self.store.append, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
+
+
+class Mailboxes:
+    """The open mailboxes of this process, and some closed ones that are likely to be opened again."""
+
+    def __init__(
+        self, registry: Registry, *, prepare: Prepare, host: str,
+        on_open: Callable[[Mailbox, str], None] | None = None, on_close: Callable[[Mailbox], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.registry = registry
+        self._prepare, self._host = prepare, host
+        self._accounts: OrderedDict[AccountId, AccountMail] = OrderedDict()  # least recently used first
+        self._open: dict[MailboxId, Mailbox] = {}
+        self._closed: OrderedDict[MailboxId, Mailbox] = OrderedDict()
+        self._on_open, self._on_close = on_open, on_close
+        registry.on_change.append(self._changed)
+
+    def account(self, account: Account) -> AccountMail:
+        mail = self._accounts.get(account.id)
+        if mail is None or mail.account.home != account.home:
+            mail = AccountMail(self, account, AccountStore(
+                account.id, account.home, prepare=self._prepare, host=self._host,
+            ))  # fmt: skip
+            self._accounts[account.id] = mail
+            self._forget_unused()
+        self._accounts.move_to_end(account.id)
+        mail.account = account  # the quota may have been changed
+        return mail
+
+    def _forget_unused(self) -> None:
+        """Accounts beyond a bound that nobody has a mailbox of open; they are cheap to meet again."""
+        if len(self._accounts) <= KEPT_ACCOUNTS:
+            return
+        busy = {mailbox.account for mailbox in [*self._open, *self._closed]}
+        for id in list(self._accounts)[: len(self._accounts) - KEPT_ACCOUNTS]:
+            if id not in busy:
+                del self._accounts[id]  # its index connection, if open, is among those that are closed in turn
+
+    def _changed(self, mailbox: MailboxId | None) -> None:
+        if mailbox is None:
+            for state in [*self._open.values(), *self._closed.values()]:
+                state.mark_stale()
+        elif (state := self._open.get(mailbox) or self._closed.get(mailbox)) is not None:
+            state.mark_stale()
+
+    def open(self, account: Account, name: str) -> Mailbox:
+        """The shared state of a mailbox, current; to be closed once by each that opened it."""
+        mail = self.account(account)
+        info = mail.find(name)
+        state = self._open.get(info.id) or self._closed.get(info.id)
+        if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
+            # Another program may have changed the directory since.
+            if mail.run(mail.store.refreshed, info.id.number):
+                self.registry.publish(info.id)
+            state.mark_stale()
+            state.refresh()
+        else:
+            state = None
+        if state is None or state.gone:
+            # Stale until the first look: what is committed between the snapshot and now is found then.
+            snapshot = mail.run(mail.store.snapshot, info.id.number)
+            state = self._open.get(info.id)
+            if state is None or state.gone:
+                state = Mailbox(self, mail, info, snapshot)
+                state.mark_stale()
+        self._closed.pop(info.id, None)
+        state.name = info.name
+        self._open[info.id] = state
+        state.sessions += 1
+        if state.sessions == 1 and self._on_open is not None:
+            self._on_open(state, mail.run(mail.store.folder_of, info.id.number))
+            self.reconcile(state)  # what another program did before the watch was there
+        state.refresh()
+        return state
+
+    def close(self, state: Mailbox) -> None:
+        state.sessions -= 1
+        if state.sessions:
+            return
+        if self._on_close is not None:
+            self._on_close(state)
+        if self._open.get(state.id) is state:
+            del self._open[state.id]
+            if not state.gone:
+                self._closed[state.id] = state
+        total = sum(len(kept.uids) for kept in self._closed.values())
+        while self._closed and (len(self._closed) > KEPT_CLOSED or total > KEPT_CLOSED_MESSAGES):
+            total -= len(self._closed.popitem(last=False)[1].uids)
+
+    def open_mailboxes(self) -> list[Mailbox]:
+        return list(self._open.values())
+
+    def reconcile(self, state: Mailbox) -> None:
+        """Another program may have changed the mailbox: look, and announce what is found."""
+        if not state.gone and state._account.run(state._account.store.reconcile, state.id.number):
+            self.registry.publish(state.id)
+
+    def announce(self, appended: Appended, accepted_at: float) -> None:
+        """A message was committed: remember its hops if somebody watches, and publish."""
+        state = self._open.get(appended.mailbox)
+        if state is not None:
+            state.note_commit(appended, accepted_at)
+        self.registry.publish(appended.mailbox)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+

@@ -1,0 +1,76 @@
+"""Subscriptions to mailboxes: who wants to hear that one changed.
+
+A session subscribes before it first reads the mailbox, so no change falls between. Publishing never waits and carries no
+data: it sets each subscriber's Event and returns. What changed is asked of the mailbox.
+
+Imports: values, gevent.event.    RFC 2177 (IDLE), RFC 9051 5.2 (updates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gevent.event import Event
+
+from mailsrv.values import MailboxId
+
+
+class Subscription:
+    """One session's interest in one mailbox; `close` ends it and may be called twice."""
+
+    __slots__ = ("_registry", "event", "mailbox")
+
+    def __init__(self, registry: Registry, mailbox: MailboxId, event: Event) -> None:
+        self._registry: Registry | None = registry
+        self.mailbox, self.event = mailbox, event
+
+    def close(self) -> None:
+        if self._registry is not None:
+            self._registry._forget(self)
+            self._registry = None
+
+
+class Registry:
+    """The subscriptions of this process. `on_change` hooks hear of every change, `on_publish` ones of our own only."""
+
+    def __init__(self) -> None:
+        self._subscriptions: dict[MailboxId, dict[int, Subscription]] = {}
+        self.on_change: list[Callable[[MailboxId | None], None]] = []
+        self.on_publish: list[Callable[[MailboxId], None]] = []
+
+    def subscribe(self, mailbox: MailboxId, event: Event) -> Subscription:
+        subscription = Subscription(self, mailbox, event)
+        self._subscriptions.setdefault(mailbox, {})[id(subscription)] = subscription
+        return subscription
+
+    def _forget(self, subscription: Subscription) -> None:
+        watching = self._subscriptions.get(subscription.mailbox)
+        if watching is not None:
+            watching.pop(id(subscription), None)
+            if not watching:
+                del self._subscriptions[subscription.mailbox]
+
+    def watchers(self, mailbox: MailboxId) -> int:
+        return len(self._subscriptions.get(mailbox, ()))
+
+    def publish(self, mailbox: MailboxId) -> None:
+        """The mailbox changed, by this process: wake who watches it here, and tell the other processes."""
+        self.changed(mailbox)
+        for hook in self.on_publish:
+            hook(mailbox)
+
+    def changed(self, mailbox: MailboxId) -> None:
+        """The mailbox changed, wherever: wake who watches it in this process."""
+        for hook in self.on_change:
+            hook(mailbox)
+        # No switch here: Event.set only schedules the greenlets that wait.
+        for subscription in self._subscriptions.get(mailbox, {}).values():
+            subscription.event.set()
+
+    def changed_everything(self) -> None:
+        """Somebody could not tell which: every open mailbox is to be looked at."""
+        for hook in self.on_change:
+            hook(None)
+        for watching in self._subscriptions.values():
+            for subscription in watching.values():
+                subscription.event.set()

@@ -1,0 +1,209 @@
+"""Who somebody is: password hashes made, verified and upgraded. The only module that knows argon2 and passlib.
+
+Nothing expensive happens on the hub: argon2 and bcrypt release the interpreter and run in the thread pool, two at a time;
+schemes computed in Python run in a short-lived helper process. A verified password is remembered for some minutes under a
+key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run and gets the same answer.
+
+Imports: mail.accounts, store.files (the pool), log, errors, values.    RFC 9106 (argon2), OWASP password storage.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+
+from gevent.lock import BoundedSemaphore
+
+from mailsrv import log
+from mailsrv.errors import AddressInvalid, AuthenticationFailed, MailError
+from mailsrv.mail.accounts import Accounts, User
+from mailsrv.store.files import offload
+from mailsrv.values import Account
+
+SHORTEST, LONGEST = 8, 128
+MEMORY_KIB, PASSES, LANES = 19 * 1024, 2, 1  # OWASP's floor for argon2id; 25 ms on one core
+REMEMBERED_SECONDS = 300
+MOST_REMEMBERED = 10_000
+AT_ONCE = 2
+HELPER_SECONDS = 20
+CURRENT = "{ARGON2ID}"
+
+# What Dovecot calls a scheme, as passlib names it. Computed in Python there, hence in the helper process.
+_PASSLIB = {
+    "SHA512-CRYPT": "sha512_crypt", "SHA256-CRYPT": "sha256_crypt", "MD5-CRYPT": "md5_crypt", "MD5": "md5_crypt",
+    "DES-CRYPT": "des_crypt",
+}  # fmt: skip
+# Salted or plain digests: cheap, computed here. Dovecot appends the salt to the digest.
+_DIGESTS = {
+    "SHA": "sha1", "SHA1": "sha1", "SSHA": "sha1", "SHA256": "sha256", "SSHA256": "sha256", "SHA512": "sha512",
+    "SSHA512": "sha512", "PLAIN-MD5": "md5", "LDAP-MD5": "md5", "SMD5": "md5",
+}  # fmt: skip
+
+
+def check_strength(password: str) -> None:
+    """Raises AddressInvalid unless a new password has an acceptable length."""
+    if not SHORTEST <= len(password) <= LONGEST:
+        raise AddressInvalid(f"A password has {SHORTEST} to {LONGEST} characters")
+
+
+def hash_password(password: str) -> str:
+    """`{ARGON2ID}$argon2id$…` with OWASP's parameters; blocks for some 25 ms."""
+    from argon2 import PasswordHasher
+
+    return CURRENT + PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES).hash(password)
+
+
+def split_scheme(stored: str) -> tuple[str, str]:
+    """(scheme in capitals, the rest) of a stored hash; crypt forms without a scheme are recognised by their start."""
+    if stored.startswith("{"):
+        scheme, end, rest = stored[1:].partition("}")
+        if end:
+            scheme, _, encoding = scheme.upper().partition(".")
+            if encoding in ("HEX", "B64", "BASE64"):
+                return scheme, f"{encoding}:{rest}"
+            if scheme == "CRYPT":
+                return split_scheme(rest)
+            return scheme, rest
+    for start, scheme in (
+        ("$argon2", "ARGON2ID"), ("$2", "BLF-CRYPT"), ("$6$", "SHA512-CRYPT"), ("$5$", "SHA256-CRYPT"), ("$1$", "MD5-CRYPT"),
+    ):  # fmt: skip
+        if stored.startswith(start):
+            return scheme, stored
+    return "UNKNOWN", stored
+
+
+def is_known_scheme(stored: str) -> bool:
+    scheme, _ = split_scheme(stored)
+    return scheme in ("ARGON2ID", "ARGON2I", "BLF-CRYPT", "PBKDF2", "PLAIN", "CLEARTEXT", *_PASSLIB, *_DIGESTS)
+
+
+def _digest_bytes(text: str, size: int) -> bytes:
+    encoding, colon, rest = text.partition(":")
+    if colon and encoding == "HEX" or not colon and len(text) == 2 * size:
+        return bytes.fromhex(rest if colon else text)
+    return base64.b64decode(rest if colon else text)
+
+
+def verify(password: str, stored: str) -> bool:
+    """Whether the password matches a stored hash of any scheme Dovecot writes. Blocks; a malformed hash matches nothing."""
+    scheme, rest = split_scheme(stored)
+    secret = password.encode()
+    try:
+        if scheme in ("ARGON2ID", "ARGON2I"):
+            from argon2 import PasswordHasher
+            from argon2.exceptions import Argon2Error, InvalidHashError
+
+            try:
+                return PasswordHasher().verify(rest, password)
+            except (Argon2Error, InvalidHashError):
+                return False
+        if scheme == "BLF-CRYPT":
+            import bcrypt
+
+            return bcrypt.checkpw(secret[:72], rest.replace("$2y$", "$2b$", 1).encode())
+        if scheme in ("PLAIN", "CLEARTEXT"):
+            return hmac.compare_digest(rest.encode(), secret)
+        if scheme == "PBKDF2":  # $1$salt$rounds$hex of SHA-1, as Dovecot writes it
+            _, version, salt, rounds, digest = rest.split("$")
+            if version != "1" or int(rounds) > 10_000_000:
+                return False
+            made = hashlib.pbkdf2_hmac("sha1", secret, salt.encode(), int(rounds))
+            return hmac.compare_digest(made.hex(), digest.lower())
+        if scheme in _DIGESTS:
+            size = hashlib.new(_DIGESTS[scheme]).digest_size
+            raw = _digest_bytes(rest, size)
+            return hmac.compare_digest(hashlib.new(_DIGESTS[scheme], secret + raw[size:]).digest(), raw[:size])
+        if scheme in _PASSLIB:
+            return _verify_in_helper(_PASSLIB[scheme], password, rest)
+    except (ValueError, TypeError) as failure:
+        log.warning("stored password not usable", scheme=scheme, error=type(failure).__name__)
+    return False
+
+
+def _verify_in_helper(handler: str, password: str, stored: str) -> bool:
+    """Crypt schemes are computed in Python and would hold the interpreter for a quarter of a second."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mailsrv.mail.verify_helper", handler],
+        input=f"{len(password)}\n{password}{stored}".encode(),
+        capture_output=True,
+        timeout=HELPER_SECONDS,
+        check=False,
+    )
+    return done.returncode == 0 and done.stdout == b"yes"
+
+
+class Passwords:
+    """Authentication for the sessions of one process."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._key = os.urandom(32)
+        self._remembered: OrderedDict[bytes, float] = OrderedDict()
+        self._at_once = BoundedSemaphore(AT_ONCE)
+        self._dummy: str | None = None
+        self.verifications = 0
+
+    def authenticate(self, name: str, password: str) -> Account:
+        """The account of the user; raises AuthenticationFailed, which never says what was wrong."""
+        user = self._accounts.by_login(name) if len(name) <= 320 and len(password) <= 1024 else None
+        if user is None or not user.enabled:
+            self._verify_nobody(password[:LONGEST])
+            raise AuthenticationFailed("Wrong user name or password")
+        ticket = self._ticket(user, password)
+        if self._is_remembered(ticket):
+            return user.account
+        if not self._verified(password, user.hash):
+            raise AuthenticationFailed("Wrong user name or password")
+        self._remember(ticket)
+        if not user.hash.startswith(CURRENT):
+            self._upgrade(user, password)
+        return user.account
+
+    def _verified(self, password: str, stored: str) -> bool:
+        self.verifications += 1
+        if split_scheme(stored)[0] in ("PLAIN", "CLEARTEXT"):
+            return verify(password, stored)  # nothing to wait for
+        with self._at_once:
+            return offload(verify, password, stored)
+
+    def _verify_nobody(self, password: str) -> None:
+        with self._at_once:
+            self.verifications += 1
+            if self._dummy is None:
+                self._dummy = offload(hash_password, os.urandom(16).hex())
+            offload(verify, password, self._dummy)
+
+    def _ticket(self, user: User, password: str) -> bytes:
+        text = f"{user.account.id}\0{user.hash}\0{password}"
+        return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key, digest_size=32).digest()
+
+    def _is_remembered(self, ticket: bytes) -> bool:
+        until = self._remembered.get(ticket)
+        if until is None:
+            return False
+        if until < time.monotonic():
+            del self._remembered[ticket]
+            return False
+        return True
+
+    def _remember(self, ticket: bytes) -> None:
+        self._remembered[ticket] = time.monotonic() + REMEMBERED_SECONDS
+        while len(self._remembered) > MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    def _upgrade(self, user: User, password: str) -> None:
+        """Keep the password in today's scheme from now on. Failing to is no reason to refuse the login."""
+        try:
+            with self._at_once:
+                made = offload(hash_password, password)
+                offload(self._accounts.set_password_hash, str(user.account.address), made)
+            self._remember(self._ticket(User(user.account, made, True), password))
+            log.info("password scheme upgraded", user=str(user.account.address))
+        except MailError as failure:
+            log.warning("password scheme not upgraded", user=str(user.account.address), error=str(failure))

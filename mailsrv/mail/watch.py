@@ -1,0 +1,139 @@
+"""Hears of other programs' changes in open mailboxes, by inotify, and has them looked at.
+
+One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own changes raise events as well; the look
+they cause is two `stat` calls, since a change of ours records the mtimes it leaves. Looks are merged: the first event of a
+mailbox is looked at at once, further ones while that look is under way cause one more. Where inotify is not to be had (its
+limits are per user and may be used up) the mailboxes are looked at every few seconds instead.
+
+Imports: mail.mailbox, log, gevent.    inotify(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+import gevent
+from gevent.hub import get_hub
+
+from mailsrv import log
+from mailsrv.errors import MailError
+from mailsrv.mail.mailbox import Mailbox, Mailboxes
+from mailsrv.values import MailboxId
+
+_CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
+_MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | 0x01000000  # IN_ONLYDIR
+_OVERFLOW, _IGNORED = 0x4000, 0x8000
+_EVENT = struct.Struct("iIII")
+_NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
+POLL_SECONDS = 5.0
+OWN_QUIET_SECONDS = 0.02
+
+
+class Watch:
+    def __init__(self) -> None:
+        self._mailboxes: Mailboxes | None = None
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = -1
+        self._reader: object = None
+        self._poller: gevent.Greenlet | None = None
+        self._by_watch: dict[int, MailboxId] = {}
+        self._watches: dict[MailboxId, list[int]] = {}
+        self._unwatched: set[MailboxId] = set()
+        self._states: dict[MailboxId, Mailbox] = {}
+        self._looking: dict[MailboxId, bool] = {}  # a look is under way; True: look again
+
+    def start(self, mailboxes: Mailboxes) -> None:
+        self._mailboxes = mailboxes
+        self._fd = self._libc.inotify_init1(_NONBLOCK_CLOEXEC)
+        if self._fd < 0:
+            log.warning("no inotify: open mailboxes are polled", error=os.strerror(ctypes.get_errno()))
+        else:
+            self._reader = get_hub().loop.io(self._fd, 1)
+            self._reader.start(self._readable)  # type: ignore[attr-defined]
+        self._poller = gevent.spawn(self._poll)
+
+    def close(self) -> None:
+        if self._poller is not None:
+            self._poller.kill()
+        if self._reader is not None:
+            self._reader.stop()  # type: ignore[attr-defined]
+            self._reader.close()  # type: ignore[attr-defined]
+            self._reader = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def opened(self, state: Mailbox, folder: str) -> None:
+        """Begin to watch: called before the first look at the mailbox is over, so nothing falls between."""
+        self._states[state.id] = state
+        watches = []
+        for sub in ("new", "cur"):
+            number = -1
+            if self._fd >= 0:
+                number = self._libc.inotify_add_watch(self._fd, os.fsencode(f"{folder}/{sub}"), _MASK)
+            if number < 0:
+                self._unwatched.add(state.id)
+            else:
+                watches.append(number)
+                self._by_watch[number] = state.id
+        self._watches[state.id] = watches
+
+    def closed(self, state: Mailbox) -> None:
+        self._states.pop(state.id, None)
+        self._unwatched.discard(state.id)
+        for number in self._watches.pop(state.id, ()):
+            if self._by_watch.pop(number, None) is not None:
+                self._libc.inotify_rm_watch(self._fd, number)
+
+    def _readable(self) -> None:
+        """Runs in the hub: reads what is there and spawns looks; never waits."""
+        try:
+            data = os.read(self._fd, 65536)
+        except OSError:
+            return
+        touched: dict[MailboxId, None] = {}
+        offset = 0
+        while offset + _EVENT.size <= len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size + length
+            if mask & _OVERFLOW:
+                touched.update(dict.fromkeys(self._states))
+            elif mask & _IGNORED:
+                self._by_watch.pop(number, None)
+            elif (mailbox := self._by_watch.get(number)) is not None:
+                touched[mailbox] = None
+        for mailbox in touched:
+            self._look_soon(mailbox)
+
+    def _look_soon(self, mailbox: MailboxId) -> None:
+        if mailbox in self._looking:
+            self._looking[mailbox] = True
+            return
+        self._looking[mailbox] = False
+        gevent.spawn_later(OWN_QUIET_SECONDS, self._look, mailbox)
+
+    def _look(self, mailbox: MailboxId) -> None:
+        assert self._mailboxes is not None
+        try:
+            while True:
+                self._looking[mailbox] = False
+                state = self._states.get(mailbox)
+                if state is not None:
+                    self._mailboxes.reconcile(state)
+                if not self._looking[mailbox]:
+                    return
+                gevent.sleep(OWN_QUIET_SECONDS)
+        except MailError as failure:
+            log.warning("could not look at a changed mailbox", mailbox=str(mailbox), error=str(failure))
+        finally:
+            self._looking.pop(mailbox, None)
+
+    def _poll(self) -> None:
+        """The mailboxes that have no watch."""
+        while True:
+            gevent.sleep(POLL_SECONDS)
+            for mailbox in list(self._unwatched):
+                self._look_soon(mailbox)
+
