@@ -19,6 +19,7 @@ from functools import lru_cache
 
 HEADER_LIMIT = 1 << 20  # octets of one header block that are looked at
 FIELD_LIMIT = 1 << 16  # octets of one field that are looked at
+REPEAT_LIMIT = 1000  # fields of one name that are looked at
 
 Fields = dict[bytes, list[bytes]]  # name in lower case -> raw values (folding kept) in their order
 
@@ -27,15 +28,16 @@ _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)\n?+|[^\
 
 
 def parse_fields(header: bytes) -> Fields:
-    """The fields of a header block by name. Octets beyond `HEADER_LIMIT` and lines without a name are left out."""
+    """The fields of a header block by name. What is beyond the limits, and lines without a name, are left out."""
     fields: Fields = {}
     for name, value in _FIELD.findall(header[:HEADER_LIMIT]):
         if name:
             name = name.lower()
-            if name in fields:
-                fields[name].append(value)
-            else:
+            values = fields.get(name)
+            if values is None:
                 fields[name] = [value]
+            elif len(values) < REPEAT_LIMIT:
+                values.append(value)
     return fields
 
 
@@ -281,6 +283,9 @@ def parse_parameters(value: bytes) -> tuple[bytes, Parameters]:
 
 def _parse_parameters(value: bytes) -> tuple[bytes, Parameters]:
     position = value.find(b";")
+    if 0 <= value.find(b"(") < position:  # a comment there may hold a ";"
+        value = strip_comments(value)
+        position = value.find(b";")
     if position < 0:
         return strip_comments(value).strip(), ()
     main = strip_comments(value[:position]).strip()

@@ -29,10 +29,10 @@ from mailsrv.wire.header_addresses import parse_addresses
 
 NESTING_LIMIT = 100
 PART_LIMIT = 10_000
-_BOUNDARY_LIMIT = 998  # octets of a boundary line that are compared; RFC 2046 5.1.1 allows 70
 QUOTED_LIMIT = 1000  # longer strings go out as literals
 
 _BLANK = re.compile(rb"\n\r?\n")
+_DASHES = re.compile(rb"\n--([^\n]*+)")
 _TYPE = re.compile(rb"([!#$&+.^_`{|}~0-9A-Za-z-]++)[ \t]*+/[ \t]*+([!#$&+.^_`{|}~0-9A-Za-z-]++)")
 
 
@@ -84,8 +84,9 @@ class _Scanner:
         self._blank = -2  # the first blank line not before the last place asked for
         self._blank_end = 0
         self._open: list[Part] = []  # parts whose end is not known, outermost first
-        self._boundaries: dict[bytes, list[int]] = {}  # boundary -> where in _open it is awaited, innermost last
-        self._awaited: dict[int, bytes] = {}  # the same, turned round
+        self._boundaries: dict[int, bytes] = {}  # of the open multiparts, by their place in _open
+        # What a line may say after "--": the multiparts it divides (False) or closes (True), innermost last.
+        self._awaited: dict[bytes, list[tuple[int, bool]]] = {}
         self._count = 0
 
     def run(self) -> Part:
@@ -166,34 +167,34 @@ class _Scanner:
     def _delimiter(self, position: int, end: int) -> tuple[int, int, int, bool] | None:
         """The next boundary line in `position`..`end`: where it and the next line start, level, whether it closes."""
         raw = self._raw
-        position = raw.find(b"\n--", max(position - 1, 0), end)
-        while position >= 0:
-            line = position + 1
-            newline = raw.find(b"\n", line)
+        for _ in range(32):
+            position = raw.find(b"\n--", max(position - 1, 0), end)
+            if position < 0:
+                return None
+            newline = raw.find(b"\n", position + 1)
             after = newline + 1 if newline >= 0 else len(raw)
-            if after - line <= _BOUNDARY_LIMIT:
-                text = raw[line + 2 : after].rstrip()
-                levels = self._boundaries.get(text)
-                if levels:
-                    return line, after, levels[-1], False
-                if text.endswith(b"--") and (levels := self._boundaries.get(text[:-2].rstrip())):
-                    return line, after, levels[-1], True
-            position = raw.find(b"\n--", max(after - 1, 0), end)
+            if meanings := self._awaited.get(raw[position + 3 : after].rstrip()):
+                return position + 1, after, *meanings[-1]
+            position = after
+        # Where lines with dashes abound this takes less than half the time; elsewhere it takes five times as long.
+        for found in _DASHES.finditer(raw, max(position - 1, 0), end):
+            if meanings := self._awaited.get(found[1].rstrip()):
+                return found.start() + 1, min(found.end() + 1, len(raw)), *meanings[-1]
         return None
 
     def _await(self, part: Part) -> None:
-        boundary = _boundary(part)
         level = len(self._open) - 1
-        self._awaited[level] = boundary
-        self._boundaries.setdefault(boundary, []).append(level)
+        boundary = self._boundaries[level] = _boundary(part)
+        self._awaited.setdefault(boundary, []).append((level, False))
+        self._awaited.setdefault(boundary + b"--", []).append((level, True))
 
     def _forget(self, level: int) -> None:
-        boundary = self._awaited.pop(level, None)
+        boundary = self._boundaries.pop(level, None)
         if boundary is not None:
-            levels = self._boundaries[boundary]
-            levels.pop()  # the inner ones are closed by now
-            if not levels:
-                del self._boundaries[boundary]
+            for text in (boundary, boundary + b"--"):
+                self._awaited[text].pop()  # the last one is ours: the inner ones are closed by now
+                if not self._awaited[text]:
+                    del self._awaited[text]
 
     def _close(self, level: int, line: int, *, at_end: bool = False) -> None:
         """Ends the open parts from `level` on, innermost first, before the line at `line`."""
