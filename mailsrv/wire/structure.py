@@ -124,9 +124,6 @@ class _Scanner:
                 self._await(part)
             if part.type != b"message" or part.subtype != b"rfc822":
                 return top
-            if self._count >= PART_LIMIT:
-                _make_opaque(part)
-                return top
             start, digest = part.body_start, False
 
     def _header(self, start: int, digest: bool) -> Part:
@@ -150,7 +147,7 @@ class _Scanner:
             part.type, part.subtype, part.parameters = b"text", b"plain", ()
         nests = part.type == b"multipart" or (part.type == b"message" and part.subtype == b"rfc822")
         if nests and len(self._open) >= NESTING_LIMIT:
-            _make_opaque(part)
+            part.type, part.subtype, part.parameters = b"application", b"octet-stream", ()
         return part
 
     def _find_blank(self, start: int) -> int:
@@ -207,10 +204,6 @@ class _Scanner:
             part.end = max(end, part.body_start)
             if part.type == b"multipart" and not part.children:
                 part.type, part.subtype, part.parameters = b"text", b"plain", ()
-
-
-def _make_opaque(part: Part) -> None:
-    part.type, part.subtype, part.parameters = b"application", b"octet-stream", ()
 
 
 def _boundary(part: Part) -> bytes:
