@@ -1,8 +1,8 @@
 """Who a user is, and whose mailbox a recipient means: domains, users, aliases, catch-alls in one small database.
 
-The command line writes it while the server runs, and the server sees it at once: every look-up first asks SQLite whether
-another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it remembers. This
-database is no cache: its commits are synced.
+The command line writes it while the server runs, and the server sees it at once: every look-up first asks SQLite
+whether another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it
+remembers. This database is no cache: its commits are synced.
 
 Imports: errors, values.    RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
 """
@@ -172,8 +172,8 @@ class Accounts:
         )
         return [
             User(
-                Account(AccountId(r[0]), Address(str(r[1]), str(r[2])), f"{self._mail_root}/{r[3]}", r[4]),  # type: ignore[arg-type]
-                str(r[5]),
+                Account(AccountId(r[0]), Address(str(r[1]), str(r[2])), f"{self._mail_root}/{r[3]}", r[4]),  # type:
+                ignore[arg-type] str(r[5]),
                 bool(r[6]),
             )
             for r in rows
@@ -234,7 +234,9 @@ class Accounts:
         return listed
 
     def resolve(self, address: Address) -> list[Account]:
-        """The accounts a message to `address` goes to. Raises RelayDenied for other domains, RecipientUnknown in ours."""
+        """The accounts a message to `address` goes to. Raises RelayDenied for other domains, RecipientUnknown in
+        ours.
+        """
         memory, key = self._memory(), ("resolve", (address.local.lower(), address.domain.lower()))
         if key not in memory:
             if not self.is_local(address.domain):

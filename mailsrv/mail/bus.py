@@ -1,9 +1,10 @@
 """Carries "mailbox id changed" between the worker processes, over Unix datagrams in the run directory.
 
-Worker n is bound to `<directory>/<n>.bus`. A datagram is a run of 12-octet records (account, mailbox number); the record of
-zeros means "anything may have changed". What a peer's full socket does not take now is kept as a set of ids and sent when it can be,
-and a set that grows too large becomes "anything": never nothing. A peer that is gone is not waited for: a worker that
-starts has no state that could be stale. Another carrier (a database's notifications, say) would offer the same two methods.
+Worker n is bound to `<directory>/<n>.bus`. A datagram is a run of 12-octet records (account, mailbox number); the
+record of zeros means "anything may have changed". What a peer's full socket does not take now is kept as a set of
+ids and sent when it can be, and a set that grows too large becomes "anything": never nothing. A peer that is gone is
+not waited for: a worker that starts has no state that could be stale. Another carrier (a database's notifications,
+say) would offer the same two methods.
 
 Imports: mail.notify, log, values, gevent.
 """

@@ -1,8 +1,8 @@
 """Takes over a finished transaction: the message is durable for every recipient, or refused whole.
 
-All recipients' files are written and synced before the first is placed, and one that cannot be placed takes the others back: a
-sender who gets a temporary failure may send everything again. Only when all are placed is any of them announced, and only
-then does `commit` return, after which the session may answer 250 (RFC 5321 6.1).
+All recipients' files are written and synced before the first is placed, and one that cannot be placed takes the
+others back: a sender who gets a temporary failure may send everything again. Only when all are placed is any of them
+announced, and only then does `commit` return, after which the session may answer 250 (RFC 5321 6.1).
 
 Imports: mail.*, store, log, errors, values.
 """
@@ -153,4 +153,3 @@ class Intake:
         """Raises OverQuota if `size` more octets do not fit; asked again, under the lock, at commit."""
         if account.quota_bytes and self._mailboxes.account(account).usage() + size > account.quota_bytes:
             raise OverQuota(f"The mailbox of {account.address} is full")
-

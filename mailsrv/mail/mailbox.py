@@ -1,11 +1,12 @@
 """The mailboxes of this process: one shared state per open mailbox, changed only by what the index committed.
 
-Every operation runs in the thread pool, then announces the mailbox id. The announcement marks the state stale; the first
-session that looks reads what was committed since the state's modseq and applies it, all others find it current. So own
-changes, other sessions', other processes' and other programs' changes arrive by one road, in commit order.
+Every operation runs in the thread pool, then announces the mailbox id. The announcement marks the state stale; the
+first session that looks reads what was committed since the state's modseq and applies it, all others find it
+current. So own changes, other sessions', other processes' and other programs' changes arrive by one road, in commit
+order.
 
-`uids`, `flags`, `keywords`, `modseqs` are parallel and ascending by UID. New messages are appended to them and flags written in
-place; an expunge makes new arrays, so that a session may keep (array, count) as what its client was told.
+`uids`, `flags`, `keywords`, `modseqs` are parallel and ascending by UID. New messages are appended to them and flags
+written in place; an expunge makes new arrays, so that a session may keep (array, count) as what its client was told.
 
 Imports: mail.notify, store, log, errors, values, gevent.lock.    RFC 3501 5.2, RFC 7162 3.1.
 """
@@ -84,9 +85,27 @@ class Mailbox:
     """One open mailbox, shared by all sessions of the process that have it selected."""
 
     __slots__ = (
-        "_account", "_hops", "_last_question", "_log", "_log_floor", "_lock", "_owner", "_stale",
-        "flags", "generation", "gone", "highest_modseq", "id", "keyword_names", "keywords", "modseqs", "name", "sessions",
-        "uidnext", "uids", "uidvalidity",
+        "_account",
+        "_hops",
+        "_last_question",
+        "_lock",
+        "_log",
+        "_log_floor",
+        "_owner",
+        "_stale",
+        "flags",
+        "generation",
+        "gone",
+        "highest_modseq",
+        "id",
+        "keyword_names",
+        "keywords",
+        "modseqs",
+        "name",
+        "sessions",
+        "uidnext",
+        "uids",
+        "uidvalidity",
     )  # fmt: skip
 
     def __init__(self, owner: Mailboxes, account: AccountMail, info: MailboxInfo, snapshot: Snapshot) -> None:
@@ -238,9 +257,7 @@ class Mailbox:
         old = set(known[:count])
         arrived = [uid for uid in self.uids if uid not in old]
         vanished = sorted(old.difference(self.uids))
-        changed = [
-            uid for uid, at in zip(self.uids, self.modseqs, strict=True) if at > modseq and uid in old
-        ]
+        changed = [uid for uid, at in zip(self.uids, self.modseqs, strict=True) if at > modseq and uid in old]
         return Changes(arrived, changed, vanished, self.highest_modseq)
 
     # -------------------------------------------------------------- push hops
@@ -339,6 +356,11 @@ class Mailbox:
 
     def read_many(self, uids: Sequence[int], limit_bytes: int) -> list[tuple[int, bytes]]:
         return self._account.run(self._account.store.read_many, self.id.number, uids, limit_bytes)
+
+    def reader(self, limit_bytes: int) -> Callable[[Sequence[int]], list[tuple[int, bytes]]]:
+        """`read_many` for work that is in a thread already (see `offload`)."""
+        store, number = self._account.store, self.id.number
+        return lambda uids: store.read_many(number, uids, limit_bytes)
 
     def status(self) -> MailboxStatus:
         return self._account.run(self._account.store.status, self.id.number)
@@ -536,4 +558,3 @@ class Mailboxes:
 
 def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 3)
-

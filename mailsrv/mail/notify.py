@@ -1,7 +1,7 @@
 """Subscriptions to mailboxes: who wants to hear that one changed.
 
-A session subscribes before it first reads the mailbox, so no change falls between. Publishing never waits and carries no
-data: it sets each subscriber's Event and returns. What changed is asked of the mailbox.
+A session subscribes before it first reads the mailbox, so no change falls between. Publishing never waits and
+carries no data: it sets each subscriber's Event and returns. What changed is asked of the mailbox.
 
 Imports: values, gevent.event.    RFC 2177 (IDLE), RFC 9051 5.2 (updates).
 """

@@ -1,8 +1,9 @@
 """Who somebody is: password hashes made, verified and upgraded. The only module that knows argon2 and passlib.
 
-Nothing expensive happens on the hub: argon2 and bcrypt release the interpreter and run in the thread pool, two at a time;
-schemes computed in Python run in a short-lived helper process. A verified password is remembered for some minutes under a
-key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run and gets the same answer.
+Nothing expensive happens on the hub: argon2 and bcrypt release the interpreter and run in the thread pool, two at a
+time; schemes computed in Python run in a short-lived helper process. A verified password is remembered for some
+minutes under a key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run
+and gets the same answer.
 
 Imports: mail.accounts, store.files (the pool), log, errors, values.    RFC 9106 (argon2), OWASP password storage.
 """
@@ -71,7 +72,8 @@ def split_scheme(stored: str) -> tuple[str, str]:
                 return split_scheme(rest)
             return scheme, rest
     for start, scheme in (
-        ("$argon2", "ARGON2ID"), ("$2", "BLF-CRYPT"), ("$6$", "SHA512-CRYPT"), ("$5$", "SHA256-CRYPT"), ("$1$", "MD5-CRYPT"),
+        ("$argon2", "ARGON2ID"), ("$2", "BLF-CRYPT"), ("$6$", "SHA512-CRYPT"), ("$5$", "SHA256-CRYPT"), ("$1$",
+        "MD5-CRYPT"),
     ):  # fmt: skip
         if stored.startswith(start):
             return scheme, stored
@@ -85,13 +87,15 @@ def is_known_scheme(stored: str) -> bool:
 
 def _digest_bytes(text: str, size: int) -> bytes:
     encoding, colon, rest = text.partition(":")
-    if colon and encoding == "HEX" or not colon and len(text) == 2 * size:
+    if (colon and encoding == "HEX") or (not colon and len(text) == 2 * size):
         return bytes.fromhex(rest if colon else text)
     return base64.b64decode(rest if colon else text)
 
 
 def verify(password: str, stored: str) -> bool:
-    """Whether the password matches a stored hash of any scheme Dovecot writes. Blocks; a malformed hash matches nothing."""
+    """Whether the password matches a stored hash of any scheme Dovecot writes. Blocks; a malformed hash matches
+    nothing.
+    """
     scheme, rest = split_scheme(stored)
     secret = password.encode()
     try:

@@ -1,7 +1,7 @@
 """A process that verifies one password with a scheme computed in Python, so that no server process waits for it.
 
-Argument: passlib's name of the scheme. Standard input: the length of the password in characters, a line end, the password, the
-stored hash. Standard output: "yes" or "no".
+Argument: passlib's name of the scheme. Standard input: the length of the password in characters, a line end, the
+password, the stored hash. Standard output: "yes" or "no".
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Hears of other programs' changes in open mailboxes, by inotify, and has them looked at.
 
-One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own changes raise events as well; the look
-they cause is two `stat` calls, since a change of ours records the mtimes it leaves. Looks are merged: the first event of a
-mailbox is looked at at once, further ones while that look is under way cause one more. Where inotify is not to be had (its
-limits are per user and may be used up) the mailboxes are looked at every few seconds instead.
+One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own changes raise events as well;
+the look they cause is two `stat` calls, since a change of ours records the mtimes it leaves. Looks are merged: the
+first event of a mailbox is looked at at once, further ones while that look is under way cause one more. Where
+inotify is not to be had (its limits are per user and may be used up) the mailboxes are looked at every few seconds
+instead.
 
 Imports: mail.mailbox, log, gevent.    inotify(7).
 """
@@ -136,4 +137,3 @@ class Watch:
             gevent.sleep(POLL_SECONDS)
             for mailbox in list(self._unwatched):
                 self._look_soon(mailbox)
-

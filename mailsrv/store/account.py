@@ -1,8 +1,9 @@
 """The mail of one account: message files and index joined into single operations.
 
 Each method is one blocking task for the thread pool: it holds no greenlet's state and may be called from any thread.
-The order that makes a delivery durable: file written and synced (no lock held) → under the account's lock the UID is taken,
-the file renamed to the name that carries it, the row committed → the directory synced → the caller may acknowledge.
+The order that makes a delivery durable: file written and synced (no lock held) → under the account's lock the UID is
+taken, the file renamed to the name that carries it, the row committed → the directory synced → the caller may
+acknowledge.
 
 Imports: store.*, errors, values.    RFC 3501 2.3, 6.3.11, 6.4.
 """
@@ -266,7 +267,9 @@ class AccountStore(Folders):
                 index.put_mailbox(record)
             committed_at = _monotonic()
             with files.storage_errors("Syncing the mailbox"):
-                files.sync_directory(os.path.dirname(target))  # the name, and with it UID and flags, survives from here on
+                files.sync_directory(
+                    os.path.dirname(target)
+                )  # the name, and with it UID and flags, survives from here on
         except BaseException:
             files.unlink_quietly(target or staged.path)
             if target:

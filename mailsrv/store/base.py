@@ -1,8 +1,9 @@
 """What every operation on one account stands on: its paths, its lock, its index connection, its mailbox records.
 
-Two locks order everything: a native mutex per account (threads of this process), and `flock` on `<home>/lock` around what
-writes (all processes). Index connections are few: the least recently used account closes its own, and opens it again
-when it is next asked. A damaged or deleted index is made anew; every mailbox then compares itself with its directory.
+Two locks order everything: a native mutex per account (threads of this process), and `flock` on `<home>/lock` around
+what writes (all processes). Index connections are few: the least recently used account closes its own, and opens it
+again when it is next asked. A damaged or deleted index is made anew; every mailbox then compares itself with its
+directory.
 
 Imports: store.*, log, errors, values.
 """
@@ -233,7 +234,9 @@ class StoreBase:
         if path != self.maildir:
             os.close(os.open(f"{path}/maildirfolder", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def _new_metadata(self, account: metadata.AccountMeta, directory: str, special_use: str | None) -> metadata.AccountMeta:
+    def _new_metadata(
+        self, account: metadata.AccountMeta, directory: str, special_use: str | None
+    ) -> metadata.AccountMeta:
         """Give a folder its number and UIDVALIDITY; the account's record after that, not written yet."""
         uidvalidity = max(account.last_uidvalidity + 1, int(self._clock()))
         meta = metadata.MailboxMeta(account.next_mailbox, uidvalidity, 1, (), special_use)
@@ -327,7 +330,9 @@ class StoreBase:
         return record.highest_modseq
 
     def _take_uids(self, record: MailboxRecord, count: int) -> int:
-        """The first of `count` new UIDs; the reserve in the metadata file is raised durably before one beyond it is used."""
+        """The first of `count` new UIDs; the reserve in the metadata file is raised durably before one beyond it is
+        used.
+        """
         first = record.uidnext
         last = first + count - 1
         if last > metadata.MAX_UINT32 - 1:

@@ -117,11 +117,11 @@ class Folders(StoreBase):
         with self._writing() as index:
             known = self._by_name(index)
             moved = {
-                name: new + name[len(old) :]
-                for name in known
-                if name == old or name.startswith(old + names.DELIMITER)
+                name: new + name[len(old) :] for name in known if name == old or name.startswith(old + names.DELIMITER)
             }
-            targets = [names.canonical(name) for name in moved.values()]  # too long or too deep: refused before anything moves
+            targets = [
+                names.canonical(name) for name in moved.values()
+            ]  # too long or too deep: refused before anything moves
             taken = [name for name in targets if name in known and name not in moved]
             if taken:
                 raise MailboxExists(f"There is a mailbox {taken[0]} already")
@@ -130,7 +130,8 @@ class Folders(StoreBase):
             superior = new.rpartition(names.DELIMITER)[0]
             if superior and superior not in known:
                 self._make_missing(known, superior, None)
-            # Inferiors first: if this is cut short, the superior still has its old name and the command can be repeated.
+            # Inferiors first: if this is cut short, the superior still has its old name and the command can be
+            # repeated.
             for name in sorted(moved, key=len, reverse=True):
                 record = known[name]
                 directory = names.directory(moved[name])
@@ -154,7 +155,9 @@ class Folders(StoreBase):
     # -------------------------------------------------------------- subscriptions
 
     def subscriptions(self) -> list[str]:
-        """Names, in order of subscription; they outlive the mailbox (RFC 3501 6.3.6). Without the file: all mailboxes."""
+        """Names, in order of subscription; they outlive the mailbox (RFC 3501 6.3.6). Without the file: all
+        mailboxes.
+        """
         try:
             with open(f"{self.maildir}/{SUBSCRIPTIONS}", encoding="utf-8", errors="replace") as file:
                 return [line for line in file.read().split("\n") if line]

@@ -20,7 +20,9 @@ from mailsrv.values import Delta, Prepared, Row
 
 @dataclass(slots=True)
 class MailboxRecord:
-    """One mailbox. Mtimes are nanoseconds, 0 for "not known"; `boot` names the system start it was last written under."""
+    """One mailbox. Mtimes are nanoseconds, 0 for "not known"; `boot` names the system start it was last written
+    under.
+    """
 
     number: int
     directory: str  # relative to the Maildir, "" for INBOX

@@ -50,7 +50,9 @@ def read_mailbox(folder: str) -> MailboxMeta | None:
         return None
     if not all(isinstance(keyword, str) for keyword in keywords):
         return None
-    return MailboxMeta(number, uidvalidity, mark, tuple(keywords), special_use if isinstance(special_use, str) else None)
+    return MailboxMeta(
+        number, uidvalidity, mark, tuple(keywords), special_use if isinstance(special_use, str) else None
+    )
 
 
 def write_mailbox(folder: str, meta: MailboxMeta) -> None:

@@ -1,8 +1,8 @@
 """The two grammars of the Maildir: message file names and folder directory names. Pure functions.
 
-Message: `<unique>.<host>,S=<size>,U=<uidvalidity>-<uid>:2,<letters>`. Everything before `:2,` is the base name and never
-changes while the message lives; `S=` and `W=` are sizes as Dovecot writes them, `U=` is ours: a UID means something only
-together with the UIDVALIDITY it was given under, so a file moved in from elsewhere shows a foreign tag.
+Message: `<unique>.<host>,S=<size>,U=<uidvalidity>-<uid>:2,<letters>`. Everything before `:2,` is the base name and
+never changes while the message lives; `S=` and `W=` are sizes as Dovecot writes them, `U=` is ours: a UID means
+something only together with the UIDVALIDITY it was given under, so a file moved in from elsewhere shows a foreign tag.
 
 Folder: Maildir++ (`.Work.2026` is Work/2026), each part in modified UTF-7, in which the characters that mean something
 to a file system or to Maildir++ (`.`, `/`, `~`, controls) are shifted too: no name can leave its account.
@@ -116,8 +116,10 @@ def canonical(name: str) -> str:
     for part in parts:
         if not part:
             raise MailboxNameInvalid("A part of the mailbox name is empty")
-        if any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 or ord(char) in (0x2028, 0x2029)
-               for char in part):
+        if any(
+            ord(char) < 32 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 or ord(char) in (0x2028, 0x2029)
+            for char in part
+        ):
             raise MailboxNameInvalid("A mailbox name cannot have control characters")
     result = DELIMITER.join(parts)
     if len(directory(result).encode()) > MAX_DIRECTORY_BYTES:

@@ -1,8 +1,8 @@
 """Brings the index of a mailbox to what its directory says, after another program's work or a crash.
 
-The directory wins. A file that changed its flags or its sub-directory is a flag change, one that is gone is expunged, one
-that is new gets a UID and carries it in its name from then on. It all goes through the journal, so it is pushed like any
-other change. Runs inside a write transaction of the account.
+The directory wins. A file that changed its flags or its sub-directory is a flag change, one that is gone is
+expunged, one that is new gets a UID and carries it in its name from then on. It all goes through the journal, so it
+is pushed like any other change. Runs inside a write transaction of the account.
 
 Imports: store.*, values.
 """
@@ -48,7 +48,8 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
         record.expunged_floor = store._next_modseq(record)
         record.recent_uid = record.uidnext if record.uid_mark > 1 else 1
         changed = True
-    # What was renamed here, or left for the next batch, moved the mtimes: they stay behind, and the next look lists again.
+    # What was renamed here, or left for the next batch, moved the mtimes: they stay behind, and the next look lists
+    # again.
     record.cur_mtime, record.new_mtime = (0, 0) if comparison.unfinished else (cur_mtime, new_mtime)
     index.put_mailbox(record)
     return changed or comparison.unfinished
@@ -194,7 +195,9 @@ class _Comparison:
 
 
 def _size_as_sent(path: str, base: str, stored: int) -> tuple[int, bool]:
-    """(octets with CRLF line ends, whether the file has bare LF). Names written by us or Dovecot say it; else we look."""
+    """(octets with CRLF line ends, whether the file has bare LF). Names written by us or Dovecot say it; else we
+    look.
+    """
     named, sent = names.sizes(base)
     if named == stored and sent is not None:
         return sent, sent != stored

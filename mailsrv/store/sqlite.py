@@ -1,7 +1,7 @@
 """The index on SQLite, one file per account, WAL: the only module that knows SQL.
 
-`synchronous=NORMAL`: a commit is not synced, a checkpoint is. After a power cut the file is sound but may be missing its
-last commits; the store sees by the boot id that it must compare with the Maildir.
+`synchronous=NORMAL`: a commit is not synced, a checkpoint is. After a power cut the file is sound but may be missing
+its last commits; the store sees by the boot id that it must compare with the Maildir.
 
 Imports: store.index, values.    https://sqlite.org/wal.html
 """
@@ -187,9 +187,7 @@ class SqliteIndex(Index):
         keys = [(number, uid) for uid in uids]
         self._db.executemany("DELETE FROM messages WHERE mailbox=? AND uid=?", keys)
         self._db.executemany("DELETE FROM prepared WHERE mailbox=? AND uid=?", keys)
-        self._db.executemany(
-            "INSERT OR REPLACE INTO expunged VALUES (?,?,?)", [(number, uid, modseq) for uid in uids]
-        )
+        self._db.executemany("INSERT OR REPLACE INTO expunged VALUES (?,?,?)", [(number, uid, modseq) for uid in uids])
         over = self._db.execute(
             "SELECT modseq FROM expunged WHERE mailbox=? ORDER BY modseq DESC LIMIT 1 OFFSET ?", (number, KEEP_EXPUNGED)
         ).fetchone()
@@ -221,7 +219,8 @@ class SqliteIndex(Index):
             low, high = part[0], part[-1]
             if high - low + 1 == len(part):
                 yield from self._db.execute(
-                    f"{head} AND messages.uid BETWEEN ? AND ?{extra} ORDER BY messages.uid", (number, low, high, *values)
+                    f"{head} AND messages.uid BETWEEN ? AND ?{extra} ORDER BY messages.uid",
+                    (number, low, high, *values),
                 )
             else:
                 marks = ",".join("?" * len(part))
@@ -316,4 +315,3 @@ def snapshot_of(record: MailboxRecord, columns: list[tuple[int, int, int, int]])
         array("I", uids), bytearray(flags), array("I", keywords), array("Q", modseqs),
         record.keywords, record.uidnext, record.uidvalidity, record.highest_modseq,
     )  # fmt: skip
-

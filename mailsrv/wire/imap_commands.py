@@ -1,7 +1,8 @@
 """The command grammar of IMAP4rev1 and the extensions offered: the parts of one command to its dataclass.
 
-`parse(parts)` takes line, literal, line, … and gives one value of `wire.imap_values`, or raises WireError with the tag where it was
-read. `append_head` recognises an APPEND at the point where its message is announced, so that it can be streamed.
+`parse(parts)` takes line, literal, line, … and gives one value of `wire.imap_values`, or raises WireError with the
+tag where it was read. `append_head` recognises an APPEND at the point where its message is announced, so that it can
+be streamed.
 
 Imports: wire.imap_tokens, wire.imap_values, wire.mutf7, values.    RFC 3501 9.
 """
@@ -28,7 +29,9 @@ _FLAGS = {name.upper(): bit for name, bit in SYSTEM_FLAGS.items()}
 STATUS_ITEMS = frozenset({"MESSAGES", "RECENT", "UIDNEXT", "UIDVALIDITY", "UNSEEN"})
 SELECT_OPTIONS = frozenset({"SUBSCRIBED", "REMOTE", "RECURSIVEMATCH", "SPECIAL-USE"})
 RETURN_OPTIONS = frozenset({"SUBSCRIBED", "CHILDREN", "SPECIAL-USE", "STATUS"})
-SPECIAL_USES = {name.upper(): name for name in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")}
+SPECIAL_USES = {
+    name.upper(): name for name in ("\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash")
+}
 
 
 def parse(parts: Sequence[bytes | v.Literal]) -> v.Command:
@@ -395,7 +398,17 @@ _MACROS = {
     "FULL": ("FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODY"),
 }
 _PLAIN_ITEMS = frozenset(
-    {"UID", "FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODYSTRUCTURE", "RFC822", "RFC822.HEADER", "RFC822.TEXT"}
+    {
+        "UID",
+        "FLAGS",
+        "INTERNALDATE",
+        "RFC822.SIZE",
+        "ENVELOPE",
+        "BODYSTRUCTURE",
+        "RFC822",
+        "RFC822.HEADER",
+        "RFC822.TEXT",
+    }
 )
 
 

@@ -1,4 +1,5 @@
-"""What the server writes: strings, flags, dates, names and numbers in IMAP's form. Pure, and fast where it is asked often.
+"""What the server writes: strings, flags, dates, names and numbers in IMAP's form. Pure, and fast where it is asked
+often.
 
 Imports: values, wire.mutf7, wire.imap_values.    RFC 3501 4, 7, 9.
 """

@@ -1,0 +1,134 @@
+"""Handlers before and around the login: what the server can do, TLS, who the client is.
+
+Imports: imap.session (types), net.stream, mail, wire, log.    RFC 3501 6.1, 6.2; RFC 4959 (SASL-IR); RFC 2971 (ID);
+RFC 5161.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import TYPE_CHECKING
+
+from mailsrv import __version__, log
+from mailsrv.errors import AuthenticationFailed
+from mailsrv.imap.context import Bye, Completed, Refused, State
+from mailsrv.net.stream import LimitExceeded
+from mailsrv.wire import imap_values as v
+from mailsrv.wire import sasl
+from mailsrv.wire.errors import WireError
+from mailsrv.wire.imap_commands import decode_base64
+from mailsrv.wire.imap_responses import quoted_or_literal
+
+if TYPE_CHECKING:
+    from mailsrv.imap.session import Session
+BASE = ("IMAP4rev1", "LITERAL+", "SASL-IR", "ID", "ENABLE", "IDLE")
+AFTER_LOGIN = (
+    *BASE, "CHILDREN", "NAMESPACE", "UIDPLUS", "MOVE", "UNSELECT", "SPECIAL-USE", "CREATE-SPECIAL-USE",
+)  # fmt: skip
+RESPONSE_BYTES = 4096
+
+
+def capabilities(session: Session) -> bytes:
+    """The capability list of this moment (R46, R47)."""
+    if session.account is not None:
+        return " ".join(AFTER_LOGIN).encode()
+    words = list(BASE)
+    if not session.stream.tls and session.services.tls_context is not None:
+        words.append("STARTTLS")
+    if may_log_in(session):
+        words += [f"AUTH={name}" for name in sasl.MECHANISMS]
+    else:
+        words.append("LOGINDISABLED")
+    return " ".join(words).encode()
+
+
+def may_log_in(session: Session) -> bool:
+    """Passwords travel under TLS only, but for a client on this machine where the administrator allows it."""
+    loopback = session.stream.peer.startswith(("127.", "::1", "[::1]"))
+    return session.stream.tls or (session.settings.allow_plaintext_login and loopback)
+
+
+def capability(session: Session, command: v.Command) -> None:
+    session.stream.queue(b"* CAPABILITY %b\r\n" % capabilities(session))
+
+
+def identify(session: Session, command: v.Command) -> None:
+    assert isinstance(command, v.Id)
+    if command.fields:
+        log.debug("client", session=session.id, name=command.fields.get("name"), version=command.fields.get("version"))
+    session.stream.queue(b'* ID ("name" "mailsrv" "version" %b)\r\n' % quoted_or_literal(__version__))
+
+
+def enable(session: Session, command: v.Command) -> None:
+    """Nothing that changes the protocol is offered yet; unknown names are ignored (RFC 5161 3.1)."""
+    session.stream.queue(b"* ENABLED\r\n")
+
+
+def start_tls(session: Session, command: v.Command) -> str | None:
+    context = session.services.tls_context
+    if session.stream.tls or context is None:
+        raise Refused("TLS is not available here" if context is None else "TLS is active already", "BAD")
+    if session.stream.pending:
+        # What follows the command came in clear: it is not executed inside TLS (R46, CVE-2011-0411).
+        log.warning("data before TLS", session=session.id, peer=session.stream.peer)
+        raise Bye("Data was sent before TLS was negotiated")
+    session.stream.write(b"%b OK Begin TLS negotiation now\r\n" % command.tag.encode())
+    session.stream.start_tls(context)
+    raise Completed
+
+
+def login(session: Session, command: v.Command) -> str:
+    assert isinstance(command, v.Login)
+    _require_privacy(session)
+    return _log_in(session, "LOGIN", command.user, command.password)
+
+
+def authenticate(session: Session, command: v.Command) -> str:
+    assert isinstance(command, v.Authenticate)
+    _require_privacy(session)
+    kind = sasl.MECHANISMS.get(command.mechanism)
+    if kind is None:
+        raise Refused("[CANNOT] Unknown mechanism")
+    mechanism = kind()
+    answer = mechanism.start(command.initial)
+    while isinstance(answer, bytes):
+        session.stream.write(b"+ %b\r\n" % base64.b64encode(answer))
+        try:
+            with session.waiting():
+                session.stream.set_deadline(session.settings.login_seconds)
+                line = session.stream.read_line(RESPONSE_BYTES)
+        except LimitExceeded:
+            session.stream.discard_line(10 * RESPONSE_BYTES)
+            raise WireError("The response is too long") from None
+        if line == b"*":
+            raise WireError("Authentication cancelled")  # RFC 3501 6.2.2: tagged BAD
+        answer = mechanism.step(decode_base64(line))
+    if answer.authorize_as:
+        raise Refused("[AUTHORIZATIONFAILED] Acting as another user is not offered")
+    return _log_in(session, command.mechanism, answer.user, answer.password)
+
+
+def _require_privacy(session: Session) -> None:
+    if not may_log_in(session):
+        raise Refused("[PRIVACYREQUIRED] Use STARTTLS or the TLS port first")
+
+
+def _log_in(session: Session, method: str, user: str, password: str) -> str:
+    try:
+        account = session.services.passwords.authenticate(user, password)
+    except AuthenticationFailed:
+        session.failures += 1
+        # The address stands before anything the client chose (S21): fail2ban reads this line.
+        log.warning("auth failed", rip=session.stream.peer, service="imap", method=method, user=user)
+        time.sleep(session.settings.failure_delay_seconds)
+        if session.failures >= session.settings.login_failures:
+            raise Bye("Too many failed logins") from None
+        raise
+    session.account = session.services.mailboxes.account(account)
+    session.state = State.AUTHENTICATED
+    log.info(
+        "login", session=session.id, user=str(account.address), peer=session.stream.peer, method=method,
+        tls=session.stream.tls,
+    )  # fmt: skip
+    return f"[CAPABILITY {capabilities(session).decode()}] Logged in"

@@ -1,0 +1,78 @@
+"""IDLE: tell what changed, wait, tell again, until DONE.
+
+One Event is set both by the registry, when the mailbox changed, and by the socket's readability. The subscription
+exists since SELECT, so a change before IDLE, or between two looks, is found by the next look (R44). The session
+holds its socket, a cursor and no buffers.
+
+Imports: imap.context, net.stream, gevent.    RFC 2177, RFC 9051 6.3.13.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gevent.event import Event
+
+from mailsrv.imap.context import Bye
+from mailsrv.net.stream import LimitExceeded
+from mailsrv.wire import imap_values as v
+from mailsrv.wire.errors import WireError
+
+if TYPE_CHECKING:
+    from mailsrv.imap.session import Session
+
+LONGEST_DONE = 64
+
+
+def idle(session: Session, command: v.Command) -> str:
+    """Until DONE; anything else ends it with BAD. Without a mailbox it waits for DONE alone."""
+    if session.wake is None:
+        session.wake = Event()
+    wake = session.wake
+    session.stream.write(b"+ idling\r\n")
+    watch = session.stream.watch_readable(wake.set)
+    try:
+        while True:
+            wake.clear()  # before looking: whatever happens from here on sets it again
+            _tell(session)
+            if session.stream.pending:
+                break
+            with session.waiting():
+                seconds = _until_heartbeat(session)
+                woken = wake.wait(seconds)
+            if not woken:
+                _heartbeat(session)
+            elif watch.fired:
+                break
+    finally:
+        watch.stop()
+    with session.waiting():
+        try:
+            line = session.stream.read_line(LONGEST_DONE)
+        except LimitExceeded:
+            session.stream.discard_line(64 * 1024)
+            raise WireError("Expected DONE") from None
+    if line.upper() != b"DONE":
+        raise WireError("Expected DONE")
+    return "IDLE completed"
+
+
+def _tell(session: Session) -> None:
+    session.tell(expunges=True)
+    session.stream.flush()
+
+
+def _until_heartbeat(session: Session) -> float:
+    """Seconds to the account's next beat: all its connections are told at one time, so that a phone wakes once for
+    them.
+    """
+    period = session.settings.heartbeat_seconds
+    phase = (session.mail().account.id * 7.31) % period
+    return period - (time.time() - phase) % period or period
+
+
+def _heartbeat(session: Session) -> None:
+    if not session.services.accounts.enabled(session.mail().account.id):
+        raise Bye("The account is disabled")
+    session.stream.write(b"* OK Still here\r\n")

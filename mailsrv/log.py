@@ -1,0 +1,244 @@
+"""One event, one line: `log.info("delivered", mailbox=id, uid=7, ms=0.8)`.
+
+Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. When the queue is full
+(a disk or terminal that hangs), events are counted instead, and the count is written when there is room again.
+Values are escaped to printable ASCII and capped, so that no client can forge a line. Secrets and message text are never
+given to this module. After a fork the child starts its own thread with its first event.
+
+Format `logfmt`: `2026-01-31T12:00:00.123Z info delivered mailbox=M1-1 uid=7 ms=0.800`; format `json`: one object a line.
+
+Imports: the standard library, gevent.monkey (for threads that are threads).
+"""
+
+from __future__ import annotations
+
+import _queue
+import atexit
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from gevent.monkey import get_original
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+QUEUE_LIMIT = 20_000  # events; some megabytes when the output hangs
+VALUE_LIMIT = 512  # characters of one value
+TRACEBACK_LIMIT = 6_000
+BATCH_SECONDS = 0.02  # the writer wakes at most this often: waking it for every event costs the hub its time slice
+
+# Called with (event, fields) for every event of any level, in the caller's greenlet: keep it short.
+listeners: list[Callable[[str, dict[str, Any]], None]] = []
+
+# `_queue.SimpleQueue` is the native one also after monkey patching: its get() blocks a thread, its put() nobody.
+_Record = tuple[float, str, str, dict[str, Any]]
+_start_thread = get_original("_thread", "start_new_thread")
+_allocate_lock = get_original("_thread", "allocate_lock")
+_sleep = get_original("time", "sleep")
+
+
+class _Writer:
+    """The queue and its thread, in one process."""
+
+    def __init__(self, descriptor: int, as_json: bool) -> None:
+        self.pid = os.getpid()
+        self.descriptor = descriptor
+        self.as_json = as_json
+        self.dropped = 0
+        self.queue: _queue.SimpleQueue[_Record | Any] = _queue.SimpleQueue()
+        _start_thread(self._run, ())
+
+    def put(self, record: _Record) -> None:
+        if self.queue.qsize() >= QUEUE_LIMIT:
+            self.dropped += 1
+        else:
+            self.queue.put(record)
+
+    def flush(self, seconds: float) -> None:
+        """Waits until everything queued so far is written, at most `seconds`."""
+        done = _allocate_lock()
+        done.acquire()
+        self.queue.put(done)
+        done.acquire(timeout=seconds)
+
+    def _run(self) -> None:
+        while True:
+            items = [self.queue.get()]
+            if isinstance(items[0], tuple):
+                _sleep(BATCH_SECONDS)
+            try:
+                while len(items) < 1000:
+                    items.append(self.queue.get_nowait())
+            except _queue.Empty:
+                pass
+            lines = [self._format(item) for item in items if isinstance(item, tuple)]
+            if self.dropped:
+                count, self.dropped = self.dropped, 0
+                lines.append(self._format((time.time(), "warning", "log events dropped", {"count": count})))
+            self._write("".join(lines).encode("ascii", "backslashreplace"))
+            for item in items:
+                if not isinstance(item, tuple):
+                    item.release()
+
+    def _format(self, record: _Record) -> str:
+        try:
+            return (format_json if self.as_json else format_logfmt)(*record)
+        except Exception as error:  # a value whose str() fails must not end the writer
+            return f"{_timestamp(record[0])} error unprintable-event error={_quote(repr(error), VALUE_LIMIT)}\n"
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self.descriptor, view) :]
+            except BlockingIOError:
+                _sleep(0.05)
+            except OSError:  # disk full, terminal gone: there is nobody left to tell
+                return
+
+
+class _State:
+    level = LEVELS["info"]
+    as_json = False
+    file: str | None = None
+    descriptor = 2
+    writer: _Writer | None = None
+
+
+def configure(*, level: str = "info", file: str | None = None, format: str = "logfmt") -> None:  # noqa: A002
+    """Says what is logged where; `file` None is standard error. Raises OSError if the file cannot be opened."""
+    flush()
+    _State.level = LEVELS[level]
+    _State.as_json = format == "json"
+    _State.file = file or None
+    _open()
+
+
+def reopen() -> None:
+    """Opens the log file again by its name, after it was rotated. Raises OSError if that fails."""
+    flush()
+    _open()
+
+
+def _open() -> None:
+    old = _State.descriptor
+    _State.descriptor = (
+        os.open(_State.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640) if _State.file else 2
+    )
+    if _State.writer is not None and _State.writer.pid == os.getpid():
+        _State.writer.descriptor = _State.descriptor
+        _State.writer.as_json = _State.as_json
+    if old > 2:
+        os.close(old)
+
+
+def flush(seconds: float = 2.0) -> None:
+    """Waits until what was logged so far is written, but never for long."""
+    writer = _State.writer
+    if writer is not None and writer.pid == os.getpid():
+        writer.flush(seconds)
+
+
+def debug(event: str, **fields: Any) -> None:
+    _emit("debug", event, fields)
+
+
+def info(event: str, **fields: Any) -> None:
+    _emit("info", event, fields)
+
+
+def warning(event: str, **fields: Any) -> None:
+    _emit("warning", event, fields)
+
+
+def error(event: str, **fields: Any) -> None:
+    _emit("error", event, fields)
+
+
+def exception(event: str, **fields: Any) -> None:
+    """As error(), with the exception being handled and where it came from."""
+    text = traceback.format_exc()
+    _emit("error", event, {**fields, "traceback": text[-TRACEBACK_LIMIT:]})
+
+
+def _emit(level: str, event: str, fields: dict[str, Any]) -> None:
+    for listener in listeners:
+        listener(event, fields)
+    if LEVELS[level] < _State.level:
+        return
+    writer = _State.writer
+    if writer is None or writer.pid != os.getpid():
+        writer = _State.writer = _Writer(_State.descriptor, _State.as_json)
+    writer.put((time.time(), level, event, fields))
+
+
+def format_logfmt(when: float, level: str, event: str, fields: dict[str, Any]) -> str:
+    """`<time> <level> <event> key=value …` and a line end; values with anything but plain characters are quoted."""
+    parts = [_timestamp(when), level, _escape(event, VALUE_LIMIT).replace(" ", "-")]
+    for key, value in fields.items():
+        if value is not None:
+            parts.append(f"{key}={_quote(_text(value), _limit(key))}")
+    return " ".join(parts) + "\n"
+
+
+def format_json(when: float, level: str, event: str, fields: dict[str, Any]) -> str:
+    """One JSON object and a line end."""
+    document: dict[str, Any] = {"time": _timestamp(when), "level": level, "event": event}
+    for key, value in fields.items():
+        if isinstance(value, bool | int | float) or value is None:
+            document[key] = value
+        else:
+            document[key] = _text(value)[: _limit(key)]
+    return json.dumps(document, ensure_ascii=True) + "\n"
+
+
+def _limit(key: str) -> int:
+    return TRACEBACK_LIMIT if key == "traceback" else VALUE_LIMIT
+
+
+def _timestamp(when: float) -> str:
+    whole, milliseconds = divmod(int(when * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, bytes | bytearray):
+        return value[: TRACEBACK_LIMIT + 1].decode("ascii", "backslashreplace")
+    return str(value)
+
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
+
+
+def _escape(text: str, limit: int) -> str:
+    cut = text[:limit]
+    if not (cut.isascii() and cut.isprintable()) or '"' in cut or "\\" in cut:
+        cut = "".join(
+            _ESCAPES.get(c) or (c if " " <= c <= "~" else c.encode("ascii", "backslashreplace").decode())
+            if c >= " " and c != "\x7f"
+            else _ESCAPES.get(c) or f"\\x{ord(c):02x}"
+            for c in cut
+        )
+    return cut if len(text) <= limit else cut + "..."
+
+
+def _quote(text: str, limit: int) -> str:
+    escaped = _escape(text, limit)
+    if escaped == text and text and " " not in text and "=" not in text:
+        return escaped
+    return f'"{escaped}"'
+
+
+def _forget_writer() -> None:
+    _State.writer = None  # its thread did not come along through fork()
+
+
+os.register_at_fork(after_in_child=_forget_writer)
+atexit.register(flush)
+if sys.stderr is None:  # started with standard error closed: descriptor 2 may be anything
+    _State.descriptor = os.open(os.devnull, os.O_WRONLY)

@@ -1,0 +1,249 @@
+"""A connection as whole lines and counted octets, each read and write with a limit and a deadline.
+
+An idle stream keeps no buffer: what was read ahead is given back as soon as it is used up. A write that the peer
+does not take in time ends the connection, so that a client which never reads holds nothing but itself.
+
+Imports: wire, gevent.    RFC 5321 2.3.8 (CRLF is the only line end), RFC 3207 (nothing read in clear survives
+STARTTLS).
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gevent.hub import get_hub
+
+from mailsrv.wire.errors import WireError
+from mailsrv.wire.lines import DotDecoder
+
+READ_BYTES = 16 * 1024
+CHUNK_BYTES = 64 * 1024
+HANDSHAKE_SECONDS = 30.0
+
+
+class StreamError(Exception):
+    """The connection cannot go on."""
+
+
+class ConnectionLost(StreamError):
+    """The peer went away, or the network did."""
+
+
+class DeadlineExceeded(StreamError):
+    """The peer took too long."""
+
+
+class LimitExceeded(StreamError):
+    """The peer sent more than is allowed here; what it sends further on is not read as something else."""
+
+
+class Watch:
+    """Calls back once when the connection has something to read, or has ended."""
+
+    __slots__ = ("_callback", "_watcher", "fired")
+
+    def __init__(self, fd: int, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self.fired = False
+        self._watcher: Any = get_hub().loop.io(fd, 1)
+        self._watcher.start(self._fired)
+
+    def _fired(self) -> None:
+        self._watcher.stop()  # the event is a level: it would fire again at once
+        self.fired = True
+        self._callback()
+
+    def stop(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+
+class Stream:
+    __slots__ = (
+        "_buffer", "_deadline", "_lines_only", "_out", "_socket", "closed", "peer", "read_seconds", "tls", "write_seconds",
+    )  # fmt: skip
+
+    def __init__(self, sock: Any, peer: str, *, read_seconds: float = 300.0, write_seconds: float = 60.0) -> None:
+        self._socket = sock
+        self.peer = peer
+        self.read_seconds, self.write_seconds = read_seconds, write_seconds
+        self._buffer = b""
+        self._out: list[bytes] | None = None
+        self._deadline: float | None = None
+        self.tls = isinstance(sock, ssl.SSLSocket)
+        self.closed = False
+
+    # -------------------------------------------------------------- reading
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """A time by which all reading must be done, whatever arrives meanwhile; None takes it back."""
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def _receive(self, size: int = READ_BYTES) -> bytes:
+        seconds = self.read_seconds
+        if self._deadline is not None:
+            seconds = min(seconds, self._deadline - time.monotonic())
+            if seconds <= 0:
+                raise DeadlineExceeded("total time used up")
+        try:
+            self._socket.settimeout(seconds)
+            data: bytes = self._socket.recv(size)
+        except TimeoutError:
+            raise DeadlineExceeded("nothing received in time") from None
+        except (OSError, ValueError) as failure:
+            raise ConnectionLost(str(failure)) from None
+        if not data:
+            raise ConnectionLost("closed by the peer")
+        return data
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was received that is not used yet."""
+        return bool(self._buffer) or (self.tls and self._socket.pending() > 0)
+
+    def read_line(self, limit: int) -> bytes:
+        """One line without its CRLF. WireError for a bare CR or LF in it, LimitExceeded beyond `limit` octets."""
+        buffer = self._buffer
+        start = 0
+        while (end := buffer.find(b"\n", start)) < 0:
+            if len(buffer) > limit + 2:
+                raise LimitExceeded(f"line longer than {limit} octets")
+            start = len(buffer)
+            self._buffer = buffer = buffer + self._receive() if buffer else self._receive()
+        if end > limit + 1:
+            raise LimitExceeded(f"line longer than {limit} octets")
+        line, self._buffer = buffer[:end], buffer[end + 1 :]
+        if not line.endswith(b"\r"):
+            raise WireError("Line ends in a bare LF", end)
+        line = line[:-1]
+        if b"\r" in line:
+            raise WireError("Bare CR in a line", line.find(b"\r"))
+        return line
+
+    def discard_line(self, limit: int) -> None:
+        """After LimitExceeded: read on to the end of that line, and give up (LimitExceeded) if it has none for long."""
+        read = 0
+        while (end := self._buffer.find(b"\n")) < 0:
+            read += len(self._buffer)
+            self._buffer = b""
+            if read > limit:
+                raise LimitExceeded(f"no line end within {limit} octets")
+            self._buffer = self._receive()
+        self._buffer = self._buffer[end + 1 :]
+
+    def read_chunks(self, size: int) -> Iterator[bytes]:
+        """Exactly `size` octets, in pieces as they arrive."""
+        while size > 0:
+            chunk = self._buffer or self._receive(min(CHUNK_BYTES, size))
+            if len(chunk) > size:
+                chunk, self._buffer = chunk[:size], chunk[size:]
+            else:
+                self._buffer = b""
+            size -= len(chunk)
+            yield chunk
+
+    def read_exactly(self, size: int) -> bytes:
+        return b"".join(self.read_chunks(size))
+
+    def read_dotted(
+        self, decoder: DotDecoder, *, least_rate: float = 0.0, grace_seconds: float = 60.0
+    ) -> Iterator[bytes]:
+        """The text of a DATA command in pieces, unstuffed, until `<CRLF>.<CRLF>`. `least_rate`: octets per second."""
+        begun, total = time.monotonic(), 0
+        while not decoder.done:
+            data = self._buffer or self._receive(CHUNK_BYTES)
+            self._buffer = b""
+            total += len(data)
+            spent = time.monotonic() - begun
+            if least_rate and spent > grace_seconds and total < least_rate * spent:
+                raise DeadlineExceeded("message arrives too slowly")
+            text = decoder.feed(data)
+            if decoder.done:
+                self._buffer = decoder.rest
+            if text:
+                yield text
+
+    # -------------------------------------------------------------- writing
+
+    def write(self, data: bytes) -> None:
+        """Send what is queued and this, in one go."""
+        if self._out:
+            self._out.append(data)
+            data = b"".join(self._out)
+            self._out = None
+        try:
+            self._socket.settimeout(self.write_seconds)
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise DeadlineExceeded("the peer does not read") from None
+        except (OSError, ValueError) as failure:
+            raise ConnectionLost(str(failure)) from None
+
+    def queue(self, data: bytes) -> None:
+        """Send with the next `write` or `flush`."""
+        if self._out is None:
+            self._out = []
+        self._out.append(data)
+
+    def flush(self) -> None:
+        if self._out:
+            self.write(b"")
+
+    # -------------------------------------------------------------- life
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """The server's side of a handshake. WireError if anything was received before it (RFC 3207 5, command
+        injection).
+        """
+        if self._buffer:
+            self._buffer = b""
+            raise WireError("Data was sent before TLS was negotiated")
+        self._socket = handshake(self._socket, context)
+        self.tls = True
+
+    def watch_readable(self, callback: Callable[[], None]) -> Watch:
+        return Watch(self._socket.fileno(), callback)
+
+    def hang_up(self) -> None:
+        """End the dialogue from another greenlet: whoever reads the connection finds it closed and cleans up."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except (OSError, ValueError):
+            pass
+
+    def close(self) -> None:
+        """End the connection; safe from any greenlet, and twice."""
+        if self.closed:
+            return
+        self.closed = True
+        self.hang_up()
+        try:
+            self._socket.close()
+        except OSError:
+            pass
+        self._buffer = b""
+        self._out = None
+
+
+def handshake(sock: Any, context: ssl.SSLContext, seconds: float = HANDSHAKE_SECONDS) -> Any:
+    """TLS on an accepted socket, with a timer of its own over all of it. ConnectionLost or DeadlineExceeded
+    otherwise.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        sock.settimeout(seconds)
+        secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        # Each wait of a handshake is for one flight; a peer that sends octet by octet is cut off by the whole.
+        secured.settimeout(max(0.001, deadline - time.monotonic()))
+        secured.do_handshake()
+    except TimeoutError:
+        raise DeadlineExceeded("TLS handshake took too long") from None
+    except (OSError, ValueError) as failure:
+        raise ConnectionLost(f"TLS handshake: {getattr(failure, 'reason', None) or failure}") from None
+    return secured

@@ -1,0 +1,67 @@
+"""Line ends and the dot: the one strict reading of them, and the one way they are written.
+
+A message ends at CRLF `.` CRLF and nowhere else; a lone CR or LF is never taken for a line end, only noticed (S1). Everything here is
+incremental: the same octets give the same result however they were cut.
+
+Imports: nothing.    RFC 5321 2.3.8, 4.1.1.4, 4.5.2.
+"""
+
+from __future__ import annotations
+
+END = b"\r\n.\r\n"
+
+
+class DotDecoder:
+    """Takes the octets after DATA's 354, gives the text without its stuffing dots.
+
+    `done` once the end was seen; then `rest` holds what followed it. `bare` tells whether a CR or LF stood alone; with
+    `normalize` such line ends become CRLF (and still never end the message).
+    """
+
+    __slots__ = ("_held", "_normalize", "_virtual", "bare", "done", "rest")
+
+    def __init__(self, *, normalize: bool = False) -> None:
+        self._normalize = normalize
+        # The text begins at the start of a line: as if a CRLF, which is not part of it, had just been read.
+        self._held = b"\r\n"
+        self._virtual = 2
+        self.bare = False
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Text that is certain now. Keeps back at most four octets, those that may begin the end or a stuffed dot."""
+        joined = self._held + data
+        end = joined.find(END)
+        if end >= 0:
+            self.done = True
+            text, self.rest, self._held = joined[: end + 2], joined[end + len(END) :], b""
+        else:
+            keep = _open_suffix(joined)
+            text, self._held = joined[: len(joined) - keep], joined[len(joined) - keep :]
+        if not text:
+            return b""
+        line_ends = text.count(b"\r\n")
+        if text.count(b"\n") != line_ends or text.count(b"\r") != line_ends:
+            self.bare = True
+        text = text.replace(b"\r\n.", b"\r\n")[self._virtual :]
+        self._virtual = 0
+        if self._normalize and self.bare:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+        return text
+
+
+def _open_suffix(text: bytes) -> int:
+    """Length of the longest end of `text` that is a beginning of END."""
+    for size in range(min(4, len(text)), 0, -1):
+        if text.endswith(END[:size]):
+            return size
+    return 0
+
+
+def dot_stuffed(text: bytes) -> bytes:
+    """A text with CRLF line ends as DATA sends it, the final dot included (RFC 5321 4.5.2)."""
+    if text.startswith(b"."):
+        text = b"." + text
+    text = text.replace(b"\r\n.", b"\r\n..")
+    return text + (b".\r\n" if text.endswith(b"\r\n") or not text else END)
