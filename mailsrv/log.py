@@ -1,11 +1,13 @@
 """One event, one line: `log.info("delivered", mailbox=id, uid=7, ms=0.8)`.
 
-Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. When the queue is full
-(a disk or terminal that hangs), events are counted instead, and the count is written when there is room again.
+Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. When the
+queue is full (a disk or terminal that hangs), events are counted instead, and the count is written when there is
+room again.
 Values are escaped to printable ASCII and capped, so that no client can forge a line. Secrets and message text are never
 given to this module. After a fork the child starts its own thread with its first event.
 
-Format `logfmt`: `2026-01-31T12:00:00.123Z info delivered mailbox=M1-1 uid=7 ms=0.800`; format `json`: one object a line.
+Format `logfmt`: `2026-01-31T12:00:00.123Z info delivered mailbox=M1-1 uid=7 ms=0.800`; format `json`: one object a
+line.
 
 Imports: the standard library, gevent.monkey (for threads that are threads).
 """
@@ -108,7 +110,7 @@ class _State:
     writer: _Writer | None = None
 
 
-def configure(*, level: str = "info", file: str | None = None, format: str = "logfmt") -> None:  # noqa: A002
+def configure(*, level: str = "info", file: str | None = None, format: str = "logfmt") -> None:
     """Says what is logged where; `file` None is standard error. Raises OSError if the file cannot be opened."""
     flush()
     _State.level = LEVELS[level]

@@ -85,7 +85,8 @@ class Prepared(NamedTuple):
     """What clients ask of every message of a list, made once from the message text and kept in the index.
 
     `envelope` and `bodystructure` are IMAP wire text, parentheses included. `fields` holds the raw lines (folding kept,
-    CRLF) of the commonly asked header fields, in their order. `subject` … `bcc` are decoded and case-folded, for SEARCH.
+    CRLF) of the commonly asked header fields, in their order. `subject` … `bcc` are decoded and case-folded, for
+    SEARCH.
     `sent_day` is the day number (`date.toordinal()`) of the Date field as written, zone ignored; 0 without one.
     """
 
@@ -162,7 +163,9 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Result of STORE: which messages changed, which were refused by UNCHANGEDSINCE (RFC 7162 3.1.3), which are gone."""
+    """Result of STORE: which messages changed, which were refused by UNCHANGEDSINCE (RFC 7162 3.1.3), which are
+    gone.
+    """
 
     modseq: int
     changed: list[int]

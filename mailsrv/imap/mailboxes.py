@@ -184,9 +184,11 @@ def list_mailboxes(session: Session, command: v.Command) -> None:
         session.stream.queue(b'* LIST (\\Noselect) "/" ""\r\n')  # the delimiter and the root (R19)
         return
     patterns = [_full_pattern(command.reference, pattern) for pattern in command.patterns]
-    existing = {info.name: info for info in session.mail().list()}
+    existing = {info.name: info for info in session.mail().mailboxes()}
     wants_subscribed = command.lsub or "SUBSCRIBED" in command.select
-    subscribed = set(session.mail().subscriptions()) if wants_subscribed or "SUBSCRIBED" in command.returns else set()
+    subscribed: set[str] = (
+        set(session.mail().subscriptions()) if wants_subscribed or "SUBSCRIBED" in command.returns else set()
+    )
     names = _lsub_names(subscribed, patterns) if command.lsub else None
     if names is None:
         names = dict.fromkeys(subscribed if wants_subscribed else _with_superiors(existing), False)

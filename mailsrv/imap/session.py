@@ -49,7 +49,7 @@ class Row:
 
 class Session:
     __slots__ = (
-        "_errors", "_stopping", "_waiting", "account", "failures", "id", "service", "services", "settings", "state", "stream",
+        "_errors", "_stopping", "_waiting", "account", "failures", "id", "services", "settings", "state", "stream",
         "view", "wake",
     )  # fmt: skip
 

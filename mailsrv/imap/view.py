@@ -28,8 +28,8 @@ class ViewBroken(Exception):
 
 class View:
     __slots__ = (
-        "count", "cursor", "keyword_names", "mailbox", "pending", "read_only", "recent", "silenced", "subscription", "uids",
-        "uses_uid",
+        "count", "cursor", "keyword_names", "mailbox", "pending", "read_only", "recent", "silenced", "subscription",
+        "uids", "uses_uid",
     )  # fmt: skip
 
     def __init__(self, mailbox: Mailbox, subscription: Subscription, *, read_only: bool) -> None:

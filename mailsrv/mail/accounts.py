@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from mailsrv.errors import (
     AccountExists,
@@ -47,7 +48,8 @@ CREATE TABLE aliases (
     PRIMARY KEY (local, domain, target)) WITHOUT ROWID;
 """
 
-_LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+(?:\.[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+)*")
+_ATEXT = r"[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+"
+_LOCAL = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SAFE_LOCAL = re.compile(r"[^a-z0-9_+=.-]")
 
@@ -130,7 +132,7 @@ class Accounts:
             raise TemporaryFailure(f"Cannot open the accounts database {self._path}: {failure}") from failure
         self._pid = os.getpid()
 
-    def _ask(self, sql: str, values: Sequence[object] = ()) -> list[tuple[object, ...]]:
+    def _ask(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         if self._pid != os.getpid():  # a connection does not cross a fork
             self._connect()
         try:
@@ -167,16 +169,12 @@ class Accounts:
     # -------------------------------------------------------------- look-ups
 
     def _user(self, where: str, values: Sequence[object]) -> list[User]:
-        rows = self._ask(
-            f"SELECT id, local, domain, home, quota_bytes, hash, enabled FROM users WHERE {where}", values
-        )
+        rows = self._ask(f"SELECT id, local, domain, home, quota_bytes, hash, enabled FROM users WHERE {where}", values)
         return [
             User(
-                Account(AccountId(r[0]), Address(str(r[1]), str(r[2])), f"{self._mail_root}/{r[3]}", r[4]),  # type:
-                ignore[arg-type] str(r[5]),
-                bool(r[6]),
+                Account(AccountId(id), Address(local, domain), f"{self._mail_root}/{home}", quota), hash, bool(enabled)
             )
-            for r in rows
+            for id, local, domain, home, quota, hash, enabled in rows
         ]
 
     def users(self) -> list[User]:
@@ -229,8 +227,9 @@ class Accounts:
 
     def aliases(self) -> dict[Address, list[str]]:
         listed: dict[Address, list[str]] = {}
-        for local, domain, target in self._ask("SELECT local, domain, target FROM aliases ORDER BY domain, local, target"):
-            listed.setdefault(Address(str(local), str(domain)), []).append(str(target))
+        rows = self._ask("SELECT local, domain, target FROM aliases ORDER BY domain, local, target")
+        for local, domain, target in rows:
+            listed.setdefault(Address(local, domain), []).append(target)
         return listed
 
     def resolve(self, address: Address) -> list[Account]:
@@ -390,8 +389,6 @@ class Accounts:
     def remove_alias(self, address: str) -> None:
         parsed = parse_address(address)
         with self._changing():
-            done = self._db.execute(
-                "DELETE FROM aliases WHERE local=? AND domain=?", (parsed.local, parsed.domain)
-            )
+            done = self._db.execute("DELETE FROM aliases WHERE local=? AND domain=?", (parsed.local, parsed.domain))
             if not done.rowcount:
                 raise AccountNotFound(f"There is no alias {parsed}")

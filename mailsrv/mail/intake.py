@@ -122,7 +122,7 @@ class Transaction:
         The message is accepted whatever happens here.
         """
         try:
-            sent = next((info for info in mail.list() if info.special_use == "\\Sent"), None)
+            sent = next((info for info in mail.mailboxes() if info.special_use == "\\Sent"), None)
             if sent is None:
                 return
             message_id = mail.run(self._message_id, mail)

@@ -383,7 +383,7 @@ class AccountMail:
         with self._threads:
             return offload(fn, *args, **kwargs)
 
-    def list(self) -> list[MailboxInfo]:
+    def mailboxes(self) -> list[MailboxInfo]:
         return self.run(self.store.mailboxes)
 
     def find(self, name: str) -> MailboxInfo:

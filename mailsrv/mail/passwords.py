@@ -110,7 +110,7 @@ def verify(password: str, stored: str) -> bool:
         if scheme == "BLF-CRYPT":
             import bcrypt
 
-            return bcrypt.checkpw(secret[:72], rest.replace("$2y$", "$2b$", 1).encode())
+            return bool(bcrypt.checkpw(secret[:72], rest.replace("$2y$", "$2b$", 1).encode()))
         if scheme in ("PLAIN", "CLEARTEXT"):
             return hmac.compare_digest(rest.encode(), secret)
         if scheme == "PBKDF2":  # $1$salt$rounds$hex of SHA-1, as Dovecot writes it

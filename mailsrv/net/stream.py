@@ -66,7 +66,7 @@ class Watch:
 
 class Stream:
     __slots__ = (
-        "_buffer", "_deadline", "_lines_only", "_out", "_socket", "closed", "peer", "read_seconds", "tls", "write_seconds",
+        "_buffer", "_deadline", "_out", "_socket", "closed", "peer", "read_seconds", "tls", "write_seconds",
     )  # fmt: skip
 
     def __init__(self, sock: Any, peer: str, *, read_seconds: float = 300.0, write_seconds: float = 60.0) -> None:

@@ -76,10 +76,11 @@ def step(name: str, path: str) -> None:
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_renameat2: Any = None
 try:
     _renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
 except (OSError, AttributeError):  # a libc without it
-    _renameat2 = None
+    pass
 
 
 def rename_noreplace(source: str, target: str) -> None:

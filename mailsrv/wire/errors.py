@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class WireError(Exception):
-    """`offset` counts octets from the start of what was parsed; `tag` is the command's tag where it was read already."""
+    """`offset` counts octets from the start of what was parsed; `tag` is the command's tag where it was read
+    already.
+    """
 
     def __init__(self, message: str, offset: int = 0, tag: str | None = None) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Line ends and the dot: the one strict reading of them, and the one way they are written.
 
-A message ends at CRLF `.` CRLF and nowhere else; a lone CR or LF is never taken for a line end, only noticed (S1). Everything here is
-incremental: the same octets give the same result however they were cut.
+A message ends at CRLF `.` CRLF and nowhere else; a lone CR or LF is never taken for a line end, only noticed (S1).
+Everything here is incremental: the same octets give the same result however they were cut.
 
 Imports: nothing.    RFC 5321 2.3.8, 4.1.1.4, 4.5.2.
 """
