@@ -194,7 +194,7 @@ def format_json(when: float, level: str, event: str, fields: dict[str, Any]) -> 
             document[key] = value
         else:
             document[key] = _text(value)[: _limit(key)]
-    return json.dumps(document, ensure_ascii=True) + "\n"
+    return json.dumps(document, ensure_ascii=True).replace("\x7f", "\\u007f") + "\n"
 
 
 def _limit(key: str) -> int:

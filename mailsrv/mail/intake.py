@@ -9,7 +9,6 @@ Imports: mail.*, store, log, errors, values.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ class Transaction:
 
     def __init__(
         self, mailboxes: Mailboxes, recipients: Sequence[Recipient], prefix: Callable[[Recipient], bytes], session: str,
-        sent_copy: Account | None,
+        id: str, sent_copy: Account | None,
     ) -> None:  # fmt: skip
-        self.id = os.urandom(6).hex()
+        self.id = id
         self._mailboxes, self._recipients, self._prefix = mailboxes, recipients, prefix
         self._session, self._sent_copy = session, sent_copy
         self._first = mailboxes.account(recipients[0].account)
@@ -144,10 +143,11 @@ class Intake:
         self._mailboxes = mailboxes
 
     def open(
-        self, envelope_sender: Address | None, recipients: Sequence[Recipient], *,
-        prefix: Callable[[Recipient], bytes], session: str, sent_copy: Account | None = None,
+        self, recipients: Sequence[Recipient], *, prefix: Callable[[Recipient], bytes], session: str, id: str,
+        sent_copy: Account | None = None,
     ) -> Transaction:  # fmt: skip
-        return Transaction(self._mailboxes, recipients, prefix, session, sent_copy)
+        """Begin to take a message; `prefix` gives the trace lines of a copy, `sent_copy` asks for one in Sent."""
+        return Transaction(self._mailboxes, recipients, prefix, session, id, sent_copy)
 
     def check_quota(self, account: Account, size: int) -> None:
         """Raises OverQuota if `size` more octets do not fit; asked again, under the lock, at commit."""

@@ -103,6 +103,14 @@ class Stream:
         return data
 
     @property
+    def local_address(self) -> str:
+        """The address the peer connected to."""
+        try:
+            return str(self._socket.getsockname()[0])
+        except OSError:
+            return ""
+
+    @property
     def pending(self) -> bool:
         """Whether something was received that is not used yet."""
         return bool(self._buffer) or (self.tls and self._socket.pending() > 0)

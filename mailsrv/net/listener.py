@@ -1,0 +1,176 @@
+"""Accepts connections on one address; each gets a greenlet, a stream and a session.
+
+Over a limit a connection is told so and closed, never left waiting in silence. A TLS handshake happens in the
+connection's own greenlet under its own timer: stalled ones cost a descriptor each and nobody's time.
+
+Imports: net.stream, log, gevent.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gevent
+from gevent.pool import Group
+
+from mailsrv import log
+from mailsrv.net.stream import Stream, StreamError, handshake
+
+BACKLOG = 1024
+PAUSE_SECONDS = 0.1
+
+
+class Conversation(Protocol):
+    """What a listener needs of a session."""
+
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections, in total and from one address."""
+
+    connections: int = 10_000
+    per_address: int = 100
+
+
+class Admission:
+    """Counts the connections of a process over all its listeners."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.total = 0
+        self.by_address: Counter[str] = Counter()
+
+    def enter(self, peer: str) -> bool:
+        if self.total >= self.limits.connections or self.by_address[peer] >= self.limits.per_address:
+            return False
+        self.total += 1
+        self.by_address[peer] += 1
+        return True
+
+    def leave(self, peer: str) -> None:
+        self.total -= 1
+        self.by_address[peer] -= 1
+        if not self.by_address[peer]:
+            del self.by_address[peer]
+
+
+def bind(address: tuple[str, int]) -> socket.socket:
+    """A listening socket; OSError if the address cannot be had."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class Listener:
+    """One bound address of one service."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        service: str,
+        make: Callable[[Stream], Conversation],
+        admission: Admission,
+        *,
+        farewell: bytes,
+        tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
+    ) -> None:
+        self.service = service
+        self._socket, self._make, self._admission, self._farewell = sock, make, admission, farewell
+        self._tls_context = tls_context
+        self._acceptor: gevent.Greenlet | None = None
+        self._connections = Group()
+        self.sessions: set[Conversation] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        self._acceptor = gevent.spawn(self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, address = self._socket.accept()
+            except OSError as failure:
+                if self._stopping or failure.errno in (errno.EBADF, errno.EINVAL):
+                    return
+                if failure.errno not in (errno.ECONNABORTED, errno.EINTR, errno.EAGAIN):
+                    # Out of descriptors or memory: what is open goes on, and this waits for better times.
+                    log.warning("accept failed", service=self.service, error=str(failure))
+                    gevent.sleep(PAUSE_SECONDS)
+                continue
+            peer = address[0].removeprefix("::ffff:")
+            if not self._admission.enter(peer):
+                self._refuse(sock, peer)
+                continue
+            self._connections.spawn(self._serve, sock, peer)
+
+    def _refuse(self, sock: Any, peer: str) -> None:
+        log.warning("too many connections", service=self.service, peer=peer)
+        try:
+            sock.setblocking(False)
+            if self._tls_context() is None:
+                sock.send(self._farewell)
+        except OSError:
+            pass
+        finally:
+            sock.close()
+
+    def _serve(self, sock: Any, peer: str) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            context = self._tls_context()
+            if context is not None:
+                sock = handshake(sock, context)
+            session = self._make(Stream(sock, peer))
+            self.sessions.add(session)
+            try:
+                if self._stopping:
+                    session.stop()
+                session.run()
+            finally:
+                self.sessions.discard(session)
+        except (StreamError, OSError) as failure:
+            log.info("connection failed", service=self.service, peer=peer, reason=str(failure))
+            sock.close()
+        finally:
+            self._admission.leave(peer)
+
+    def stop_accepting(self) -> None:
+        """No further connections; those that are there go on."""
+        self._stopping = True
+        if self._acceptor is not None:
+            self._acceptor.kill()
+        self._socket.close()
+
+    def stop(self) -> None:
+        """Ask every session to end."""
+        self._stopping = True
+        for session in list(self.sessions):
+            session.stop()
+
+    def join(self, deadline: float) -> int:
+        """Wait until all connections have ended, or until the deadline (monotonic); how many were cut off then."""
+        self._connections.join(timeout=max(0.0, deadline - time.monotonic()))
+        left = len(self._connections)
+        self._connections.kill()
+        return left

@@ -1,0 +1,565 @@
+"""The receiving side of one SMTP connection: states, the table of commands, the transaction.
+
+Replies of a pipelined group go out together. A message is answered with 250 only when `mail.intake` has made it
+durable for all its recipients (RFC 5321 6.1). Port 25 takes mail for local recipients from anybody; submission takes
+it from authenticated users, who send as themselves.
+
+Imports: smtp.replies, net.stream, mail, wire, log, errors, values.
+RFC 5321, 2920 (PIPELINING), 3207 (STARTTLS), 4954 (AUTH), 6409 (submission).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import email.utils
+import itertools
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Flag, auto
+
+from mailsrv import log
+from mailsrv.errors import (
+    AuthenticationFailed,
+    MailError,
+    MessageTooLarge,
+    RelayDenied,
+    SenderRefused,
+)
+from mailsrv.mail.accounts import Accounts
+from mailsrv.mail.intake import Intake, Recipient
+from mailsrv.mail.passwords import Passwords
+from mailsrv.net.stream import DeadlineExceeded, LimitExceeded, Stream, StreamError
+from mailsrv.smtp.replies import reply_to
+from mailsrv.values import Account, Address
+from mailsrv.wire import sasl
+from mailsrv.wire import smtp as wire
+from mailsrv.wire.errors import WireError
+from mailsrv.wire.lines import DotDecoder
+from mailsrv.wire.smtp import Reply
+
+_numbers = itertools.count(1)
+HEADER_OCTETS = 256 * 1024  # of a message, looked at for loops
+_RECEIVED = re.compile(rb"(?im)^Received:")
+_DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*([^\r\n]{1,320})\r?$")
+
+
+class State(Flag):
+    START = auto()
+    READY = auto()  # greeted, no transaction
+    MAIL = auto()
+    RCPT = auto()
+
+
+ANY = State.START | State.READY | State.MAIL | State.RCPT
+
+
+@dataclass(frozen=True, slots=True)
+class SmtpSettings:
+    """Limits in seconds, octets and counts. RFC 5321 4.5.3."""
+
+    message_bytes: int = 50 * 1024 * 1024
+    recipients: int = 1000
+    command_seconds: float = 300.0
+    data_seconds: float = 3600.0
+    write_seconds: float = 60.0
+    least_rate: float = 500.0  # octets per second of a message
+    errors_delayed: int = 10
+    errors: int = 20
+    hops: int = 100
+    login_failures: int = 5
+    failure_delay_seconds: float = 2.0
+    normalize_newlines: bool = False
+    save_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What sessions act on; one object for each service of a process."""
+
+    accounts: Accounts
+    passwords: Passwords
+    intake: Intake
+    hostname: str
+    submission: bool = False
+    tls_context: ssl.SSLContext | None = None
+    settings: SmtpSettings = field(default_factory=SmtpSettings)
+
+
+class Closing(Exception):
+    """The session ends with this reply."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.text)
+        self.reply = reply
+
+
+class Transaction:
+    """From MAIL to the end of DATA."""
+
+    __slots__ = ("mail", "recipients")
+
+    def __init__(self, mail: wire.Mail) -> None:
+        self.mail = mail
+        self.recipients: dict[int, Recipient] = {}  # by account: one copy each
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the RFC says of a command: the states it is legal in, and whether it ends a pipelined group (RFC 2920
+    3.1).
+    """
+
+    states: State
+    run: Callable[[Session, str], None]
+    ends_group: bool = False
+    octets: int = wire.COMMAND_OCTETS
+
+
+class Session:
+    __slots__ = (
+        "_errors", "_failures", "_stopping", "_waiting", "account", "extended", "helo_name", "id", "services",
+        "settings", "state", "stream", "transaction",
+    )  # fmt: skip
+
+    def __init__(self, stream: Stream, services: Services) -> None:
+        self.stream, self.services, self.settings = stream, services, services.settings
+        self.id = f"smtp-{next(_numbers)}"
+        self.state = State.START
+        self.account: Account | None = None
+        self.transaction: Transaction | None = None
+        self.extended = False
+        self.helo_name = ""
+        self._errors = self._failures = 0
+        self._waiting = self._stopping = False
+
+    # -------------------------------------------------------------- life
+
+    def run(self) -> None:
+        """The whole connection; returns when it has ended. Never raises."""
+        log.debug("connected", session=self.id, service=self._service, peer=self.stream.peer, tls=self.stream.tls)
+        try:
+            self.stream.read_seconds = self.settings.command_seconds
+            self.stream.write_seconds = self.settings.write_seconds
+            self._greet()
+            while True:
+                self._command()
+        except Closing as closing:
+            self._last_words(closing.reply)
+        except DeadlineExceeded as failure:
+            log.info("timeout", session=self.id, peer=self.stream.peer, reason=str(failure))
+            self._last_words(Reply(421, "4.4.2", f"{self.services.hostname} Timeout, closing connection"))
+        except StreamError as failure:
+            log.debug("disconnected", session=self.id, peer=self.stream.peer, reason=str(failure))
+        except Exception:
+            log.exception("session failed", session=self.id, peer=self.stream.peer)
+            self._last_words(Reply(421, "4.3.0", f"{self.services.hostname} Internal error, closing connection"))
+        finally:
+            self.stream.close()
+
+    def stop(self) -> None:
+        """Called from another greenlet at shutdown: an idle session ends at once, one with a message finishes it."""
+        self._stopping = True
+        if self._waiting and not self.stream.closed:
+            self._last_words(self._shutting_down())
+            self.stream.hang_up()
+
+    def _shutting_down(self) -> Reply:
+        return Reply(421, "4.3.2", f"{self.services.hostname} Shutting down, try again later")
+
+    def _last_words(self, reply: Reply) -> None:
+        try:
+            self.stream.write_seconds = min(5.0, self.settings.write_seconds)
+            self.stream.write(reply.encode())
+        except StreamError:
+            pass  # it is gone already
+
+    @property
+    def _service(self) -> str:
+        return "submission" if self.services.submission else "smtp"
+
+    def _greet(self) -> None:
+        if not self.services.submission and not self.stream.tls and self.stream.pending:
+            raise Closing(Reply(554, "5.5.0", "Wait for the greeting"))
+        self.stream.write(Reply(220, "", f"{self.services.hostname} ESMTP mailsrv").encode())
+
+    # -------------------------------------------------------------- commands
+
+    def _command(self) -> None:
+        if not self.stream.pending:
+            self.stream.flush()  # the group is complete: its replies go out in one write
+        if self._stopping:
+            raise Closing(self._shutting_down())
+        try:
+            line = self._read_line()
+        except WireError as error:
+            self._error(Reply(500, "5.5.2", f"Syntax error: {error.message}"))
+            return
+        try:
+            command = wire.parse_command(line)
+        except WireError as error:
+            self._error(Reply(500, "5.5.2", f"Syntax error: {error.message}"))
+            return
+        row = COMMANDS.get(command.verb)
+        if row is None:
+            self._error(Reply(500, "5.5.1", "Command not recognised"))
+            return
+        if len(line) > row.octets:
+            self._error(Reply(500, "5.5.6", "The command line is too long"))
+            return
+        if not row.states & self.state:
+            self._error(Reply(503, "5.5.1", "Bad sequence of commands"))
+            return
+        if row.ends_group and self.stream.pending and command.verb not in ("QUIT", "DATA"):
+            # What was sent without waiting for the answer may be meant for a state that never comes (S3, S7).
+            log.info("early talker", session=self.id, peer=self.stream.peer, after=command.verb)
+            raise Closing(Reply(554, "5.5.0", f"Wait for the reply to {command.verb}"))
+        try:
+            row.run(self, command.argument)
+        except wire.ParameterUnknown as error:
+            self._error(Reply(555, "5.5.4", error.message))
+        except WireError as error:
+            self._error(Reply(501, "5.5.4", f"Syntax error: {error.message}"))
+        except MailError as error:
+            self._refuse(error)
+
+    def _read_line(self) -> bytes:
+        self._waiting = not self.stream.pending
+        try:
+            return self.stream.read_line(wire.AUTH_OCTETS)
+        except LimitExceeded:
+            self._waiting = False
+            self.stream.discard_line(1024 * 1024)
+            raise WireError("The line is too long") from None
+        finally:
+            self._waiting = False
+
+    def reply(self, code: int, enhanced: str, text: str) -> None:
+        self.stream.queue(Reply(code, enhanced, text).encode())
+
+    def _refuse(self, error: MailError) -> None:
+        reply = error.reply if isinstance(error, Refusal) else reply_to(error)
+        log.info("refused", session=self.id, peer=self.stream.peer, code=reply.code, reason=str(error))
+        self._error(reply)
+
+    def _error(self, reply: Reply) -> None:
+        """Answer with a refusal; too many of them slow the session down, then end it (S33)."""
+        self._errors += 1
+        self.stream.queue(reply.encode())
+        if self._errors >= self.settings.errors:
+            log.info("too many errors", session=self.id, peer=self.stream.peer)
+            raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many errors, closing connection"))
+        if self._errors >= self.settings.errors_delayed:
+            time.sleep(self.settings.failure_delay_seconds / 2)
+
+    def greet_plainly(self, argument: str) -> None:
+        self.helo_name = wire.parse_helo(argument)
+        self._reset(State.READY)
+        self.extended = False
+        self.reply(250, "", self.services.hostname)
+
+    def ehlo(self, argument: str) -> None:
+        self.helo_name = wire.parse_helo(argument)
+        self._reset(State.READY)
+        self.extended = True
+        lines = [
+            f"{self.services.hostname} greets {self.helo_name}",
+            "PIPELINING",
+            f"SIZE {self.settings.message_bytes}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "ENHANCEDSTATUSCODES",
+        ]
+        if self.services.tls_context is not None and not self.stream.tls:
+            lines.append("STARTTLS")
+        if self.services.submission and self.stream.tls:
+            lines.append(f"AUTH {' '.join(sasl.MECHANISMS)}")
+        self.stream.queue(wire.multiline(250, lines))
+
+    def start_tls(self, argument: str) -> None:
+        context = self.services.tls_context
+        if argument:
+            raise WireError("STARTTLS has no argument")
+        if context is None or self.stream.tls:
+            self._error(Reply(503, "5.5.1", "TLS is active already" if self.stream.tls else "TLS is not available"))
+            return
+        self.stream.write(Reply(220, "2.0.0", "Go ahead").encode())
+        try:
+            self.stream.start_tls(context)
+        except WireError as error:
+            log.warning("data before TLS", session=self.id, peer=self.stream.peer)
+            raise LimitExceeded(error.message) from None  # nothing more can be said on this connection
+        self._reset(State.START)  # RFC 3207 4.2: all that was said in clear is forgotten
+        self.helo_name = ""
+
+    def auth(self, argument: str) -> None:
+        name, _, initial = argument.partition(" ")
+        if not self.services.submission:
+            raise Refusal(Reply(502, "5.5.1", "Authentication is for submission, on ports 587 and 465"))
+        if not self.stream.tls:
+            raise Refusal(Reply(538, "5.7.11", "Encryption is required: use STARTTLS first"))
+        if self.account is not None:
+            raise Refusal(Reply(503, "5.5.1", "Already authenticated"))
+        kind = sasl.MECHANISMS.get(name.upper())
+        if kind is None:
+            raise Refusal(Reply(504, "5.5.4", "Mechanism not recognised"))
+        mechanism = kind()
+        answer = mechanism.start(_decode(initial) if initial else None)
+        while isinstance(answer, bytes):
+            self.stream.write(b"334 %b\r\n" % base64.b64encode(answer))
+            line = self._read_line()
+            if line == b"*":
+                raise Refusal(Reply(501, "5.7.0", "Authentication cancelled"))
+            answer = mechanism.step(_decode(line.decode("ascii", "replace")))
+        self._authenticated(name.upper(), answer)
+
+    def _authenticated(self, method: str, who: sasl.Credentials) -> None:
+        try:
+            if who.authorize_as:
+                raise AuthenticationFailed("Acting as another user is not offered")
+            self.account = self.services.passwords.authenticate(who.user, who.password)
+        except AuthenticationFailed as error:
+            self._failures += 1
+            # The address stands before anything the client chose (S21): fail2ban reads this line.
+            log.warning("auth failed", rip=self.stream.peer, service=self._service, method=method, user=who.user)
+            time.sleep(self.settings.failure_delay_seconds)
+            if self._failures >= self.settings.login_failures:
+                raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many failed logins")) from None
+            self._error(reply_to(error))
+            return
+        log.info(
+            "login", session=self.id, user=str(self.account.address), peer=self.stream.peer, service=self._service,
+            method=method,
+        )  # fmt: skip
+        self.reply(235, "2.7.0", "Authentication succeeded")
+
+    def mail(self, argument: str) -> None:
+        if self.services.submission and self.account is None:
+            raise Refusal(Reply(530, "5.7.0", "Authentication required"))
+        mail = wire.parse_mail(argument)
+        if mail.size is not None and mail.size > self.settings.message_bytes:
+            raise MessageTooLarge(f"{mail.size} octets declared")
+        if self.account is not None:
+            accounts = self.services.accounts
+            if not accounts.enabled(self.account.id):
+                raise Refusal(Reply(530, "5.7.0", "Authentication required"))
+            if not accounts.may_send_as(self.account, mail.sender):
+                raise SenderRefused(f"{self.account.address} as {mail.sender}")
+        self.transaction = Transaction(mail)
+        self.state = State.MAIL
+        self.reply(250, "2.1.0", "Sender ok")
+
+    def rcpt(self, argument: str) -> None:
+        transaction = self._open_transaction()
+        address = wire.parse_rcpt(argument, smtputf8=transaction.mail.smtputf8)
+        address = self._own_literal(address)
+        if len(transaction.recipients) >= self.settings.recipients:
+            raise Refusal(Reply(452, "4.5.3", "Too many recipients"))
+        if transaction.mail.sender is None and transaction.recipients:
+            raise Refusal(Reply(452, "4.5.3", "A bounce has one recipient"))  # S13
+        # RecipientUnknown tells who exists, as it must (bounces would be worse); the error limit makes guessing slow
+        # (S19).
+        accounts = self.services.accounts.resolve(address)
+        for account in accounts:
+            self.services.intake.check_quota(account, transaction.mail.size or 0)
+        for account in accounts:
+            transaction.recipients.setdefault(account.id, Recipient(account, address))
+        self.state = State.RCPT
+        self.reply(250, "2.1.5", "Recipient ok")
+
+    def _own_literal(self, address: Address) -> Address:
+        """`<postmaster>` and addresses at our own IP address mean this host's first domain (RFC 5321 4.5.1; S10)."""
+        if address.domain and not address.domain.startswith("["):
+            return address
+        domains = self.services.accounts.domains()
+        own = not address.domain or address.domain == f"[{self.stream.local_address}]"
+        if address.local.lower() != "postmaster" or not own or not domains:
+            raise RelayDenied(f"{address} is not an address of this server")
+        hostname = self.services.hostname
+        mine = next((d.name for d in domains if hostname == d.name or hostname.endswith("." + d.name)), domains[0].name)
+        return Address(address.local, mine)
+
+    def _open_transaction(self) -> Transaction:
+        assert self.transaction is not None  # the table admits such commands in MAIL and RCPT only
+        return self.transaction
+
+    def rset(self, argument: str) -> None:
+        self._reset(State.READY if self.helo_name else State.START)
+        self.reply(250, "2.0.0", "Reset")
+
+    def _reset(self, state: State) -> None:
+        self.transaction = None
+        self.state = state
+
+    def noop(self, argument: str) -> None:
+        self.reply(250, "2.0.0", "Ok")
+
+    def vrfy(self, argument: str) -> None:
+        self.reply(252, "2.5.0", "Send some mail, and see")
+
+    def help(self, argument: str) -> None:
+        self.reply(214, "2.0.0", "See RFC 5321")
+
+    def refuse_command(self, argument: str) -> None:
+        self._error(Reply(502, "5.5.1", "Command not implemented"))
+
+    def quit(self, argument: str) -> None:
+        raise Closing(Reply(221, "2.0.0", f"{self.services.hostname} closing connection"))
+
+    # -------------------------------------------------------------- the message
+
+    def data(self, argument: str) -> None:
+        transaction = self._open_transaction()
+        if argument:
+            raise WireError("DATA has no argument")
+        if self.stream.pending and not self.services.submission:
+            # RFC 2920 3.1: DATA ends a group; a message sent before 354 is a smuggler's or a broken client's (S7).
+            log.info("early talker", session=self.id, peer=self.stream.peer, after="DATA")
+            raise Closing(Reply(554, "5.5.0", "Wait for the reply to DATA"))
+        self.stream.write(Reply(354, "", "End data with <CR><LF>.<CR><LF>").encode())
+        recipients = list(transaction.recipients.values())
+        self._reset(State.READY)
+        identity = os.urandom(6).hex()
+        trace = _Trace(self, transaction.mail, identity, len(recipients))
+        sent_copy = self.account if self.settings.save_sent and self.account is not None else None
+        with self.services.intake.open(
+            recipients, prefix=trace.prefix, session=self.id, sent_copy=sent_copy, id=identity
+        ) as incoming:
+            arrival = _Arrival(
+                self.settings, incoming.write, complete=self.services.submission, host=self.services.hostname
+            )
+            self.stream.set_deadline(self.settings.data_seconds)
+            try:
+                arrival.read(self.stream)
+            finally:
+                self.stream.set_deadline(None)
+            accepted_at = time.monotonic()
+            problem = arrival.problem(recipients)
+            if problem is not None:
+                log.info("message refused", session=self.id, peer=self.stream.peer, id=identity, reason=problem.text)
+                self._error(problem)
+                return
+            accepted = incoming.commit(accepted_at)
+        # The client forgets the message on 250: every recipient's copy is on disk by now (RFC 5321 6.1).
+        self._errors = 0
+        self.reply(250, "2.0.0", f"Accepted as {accepted.id}")
+
+
+class Refusal(MailError):
+    """A refusal that this session words itself."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.text)
+        self.reply = reply
+
+
+class _Trace:
+    """The lines that go before the message: Return-Path, Delivered-To, Received (RFC 5321 4.4)."""
+
+    def __init__(self, session: Session, mail: wire.Mail, identity: str, copies: int) -> None:
+        self._sender = "" if mail.sender is None else str(mail.sender)
+        protocol = "SMTP"
+        if session.extended:
+            protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP"
+            protocol += ("S" if session.stream.tls else "") + ("A" if session.account is not None else "")
+        peer = f"[IPv6:{session.stream.peer}]" if ":" in session.stream.peer else f"[{session.stream.peer}]"
+        by = f"\tby {session.services.hostname} (mailsrv) with {protocol} id {identity}"
+        self._received = f"Received: from {session.helo_name} ({peer})\r\n{by}"
+        self._date = email.utils.formatdate(localtime=True)
+        self._one = copies == 1
+
+    def prefix(self, recipient: Recipient) -> bytes:
+        """For one recipient's copy. The recipient is named in Received only where no other could learn of it."""
+        whom = f"\r\n\tfor <{recipient.address}>" if self._one else ""
+        lines = (
+            f"Return-Path: <{self._sender}>\r\nDelivered-To: {recipient.address}\r\n"
+            f"{self._received}{whom}; {self._date}\r\n"
+        )
+        return lines.encode()
+
+
+class _Arrival:
+    """The text of one DATA: counted, streamed on, its header looked at for loops."""
+
+    def __init__(self, settings: SmtpSettings, write: Callable[[bytes], None], *, complete: bool, host: str) -> None:
+        self._settings, self._write = settings, write
+        self._complete, self._host = complete, host
+        self._decoder = DotDecoder(normalize=settings.normalize_newlines)
+        self._head = b""
+        self._size = 0
+
+    def read(self, stream: Stream) -> None:
+        """Until the final dot. A message over the limit is read on and dropped, far over it the connection ends
+        (S17).
+        """
+        most = self._settings.message_bytes
+        for chunk in stream.read_dotted(self._decoder, least_rate=self._settings.least_rate):
+            if not self._size and self._complete:
+                self._write(_missing_fields(chunk, self._host))
+            self._size += len(chunk)
+            if len(self._head) < HEADER_OCTETS:
+                self._head += chunk[: HEADER_OCTETS - len(self._head)]
+            if self._size <= most:
+                self._write(chunk)
+            elif self._size > 2 * most + 1024 * 1024:
+                raise Closing(Reply(552, "5.3.4", "The message is far too large"))
+
+    def problem(self, recipients: list[Recipient]) -> Reply | None:
+        """Why the message is not taken; None if it is."""
+        if self._size > self._settings.message_bytes:
+            return Reply(552, "5.3.4", f"The message is larger than {self._settings.message_bytes} octets")
+        if self._decoder.bare and not self._settings.normalize_newlines:
+            return Reply(550, "5.6.0", "The message has bare CR or LF: lines end in CRLF (RFC 5321 2.3.8)")  # S1
+        header = self._head.partition(b"\r\n\r\n")[0]
+        if len(_RECEIVED.findall(header)) > self._settings.hops:
+            return Reply(554, "5.4.6", "Too many hops: this message is in a loop")  # RFC 5321 6.3
+        been = {address.strip().lower() for address in _DELIVERED.findall(header)}
+        if been and any(str(recipient.address).lower().encode() in been for recipient in recipients):
+            return Reply(554, "5.4.6", "The message was delivered here before: it is in a loop")  # S11
+        return None
+
+
+def _missing_fields(start: bytes, host: str) -> bytes:
+    """Date and Message-ID for a submitted message whose header, as far as its first piece shows, lacks them (RFC
+    6409 8).
+    """
+    header, end, _ = start.partition(b"\r\n\r\n")
+    if not end:
+        return b""
+    names = {line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n") if line[:1] not in b" \t"}
+    added = b""
+    if b"date" not in names:
+        added += f"Date: {email.utils.formatdate(localtime=True)}\r\n".encode()
+    if b"message-id" not in names:
+        added += f"Message-ID: <{os.urandom(12).hex()}@{host}>\r\n".encode()
+    return added
+
+
+def _decode(text: str) -> bytes:
+    if text == "=":
+        return b""  # RFC 4954 4: an empty initial response
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise WireError("Not base64") from None
+
+
+COMMANDS: dict[str, Row] = {
+    "EHLO": Row(ANY, Session.ehlo, ends_group=True),  # RFC 5321 4.1.1.1
+    "HELO": Row(ANY, Session.greet_plainly, ends_group=True),
+    "STARTTLS": Row(ANY, Session.start_tls, ends_group=True),  # RFC 3207
+    "AUTH": Row(State.READY, Session.auth, ends_group=True, octets=wire.AUTH_OCTETS),  # RFC 4954
+    "MAIL": Row(State.READY, Session.mail, octets=wire.MAIL_OCTETS),  # 4.1.1.2
+    "RCPT": Row(State.MAIL | State.RCPT, Session.rcpt, octets=wire.MAIL_OCTETS),  # 4.1.1.3
+    "DATA": Row(State.RCPT, Session.data),  # 4.1.1.4; ends its group in the handler
+    "RSET": Row(ANY, Session.rset),  # 4.1.1.5
+    "VRFY": Row(ANY, Session.vrfy),  # 4.1.1.6
+    "EXPN": Row(ANY, Session.refuse_command),  # 4.1.1.7
+    "HELP": Row(ANY, Session.help),  # 4.1.1.8
+    "NOOP": Row(ANY, Session.noop),  # 4.1.1.9
+    "QUIT": Row(ANY, Session.quit),  # 4.1.1.10
+}
