@@ -138,8 +138,11 @@ class Mailbox:
         return self._owner.registry.subscribe(self.id, event)
 
     def refresh(self) -> None:
-        """Bring the state to the last commit if it may be behind. Afterwards `gone` may be set."""
-        while self._stale and not self.gone:
+        """Bring the state to the last commit if it may be behind; waits for a look that is under way.
+
+        Afterwards `gone` may be set.
+        """
+        while (self._stale or (self._lock is not None and self._lock.locked())) and not self.gone:
             if self._lock is None:
                 self._lock = BoundedSemaphore(1)
             with self._lock:

@@ -1,0 +1,12 @@
+"""The program: patches the standard library for gevent, then calls the command line. Nothing else in the project patches."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import sys  # noqa: E402
+
+from mailsrv.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""One serving process: builds the objects, serves on listening sockets it was given, drains on SIGTERM.
+
+Imports: everything below; gevent.    Order of draining: stop accepting, end what idles, let messages finish, close.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gevent
+from gevent.event import Event
+
+from mailsrv import log
+from mailsrv.config import Config
+from mailsrv.imap import context as imap_context
+from mailsrv.imap.session import Session as ImapSession
+from mailsrv.mail.accounts import Accounts
+from mailsrv.mail.bus import Bus
+from mailsrv.mail.intake import Intake
+from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.notify import Registry
+from mailsrv.mail.passwords import Passwords
+from mailsrv.mail.watch import Watch
+from mailsrv.net import listener, tls
+from mailsrv.net.stream import Stream
+from mailsrv.smtp import session as smtp
+from mailsrv.wire import mime
+
+SWITCH_SECONDS = 0.0005  # how long a thread may hold the interpreter while the hub waits for it
+TICK_SECONDS = 0.001
+IMPLICIT_TLS = ("submissions", "imaps")
+SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
+_SMTP_FAREWELL = b"421 4.7.0 Too many connections, try again later\r\n"
+_IMAP_FAREWELL = b"* BYE [LIMIT] Too many connections, try again later\r\n"
+
+
+class StartError(Exception):
+    """The server cannot start; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A listening socket and the service it is for."""
+
+    service: str
+    socket: socket.socket
+
+
+def bind_all(config: Config) -> list[Bound]:
+    """Every address of the configuration. StartError names the one that cannot be had."""
+    bound: list[Bound] = []
+    try:
+        for service in SERVICES:
+            if service in IMPLICIT_TLS and not config["tls.certificate"]:
+                continue
+            for address in config[f"{service}.listen"]:
+                try:
+                    bound.append(Bound(service, listener.bind(address)))
+                except OSError as failure:
+                    where = f"{address[0]}:{address[1]}"
+                    hint = ""
+                    if failure.errno == 98:
+                        hint = "; another program has it (`ss -ltnp` shows which)"
+                    elif failure.errno == 13:
+                        hint = "; ports below 1024 need root"
+                    raise StartError(f"{service}.listen: cannot listen on {where}: {failure.strerror}{hint}") from None
+    except BaseException:
+        for one in bound:
+            one.socket.close()
+        raise
+    if not bound:
+        raise StartError("nothing to listen on: every service's `listen` is empty")
+    return bound
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """The context of the configured certificate; None without one. StartError if it cannot be used."""
+    if not config["tls.certificate"]:
+        return None
+    try:
+        return tls.server_context(config["tls.certificate"], config["tls.key"])
+    except (OSError, ssl.SSLError) as failure:
+        raise StartError(f"tls.certificate {config['tls.certificate']}, tls.key {config['tls.key']}: {failure}") from None
+
+
+def raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Server:
+    """Worker `number` of `workers`, with all it needs to serve."""
+
+    def __init__(
+        self, config: Config, bound: list[Bound], context: ssl.SSLContext | None, *, number: int = 0, workers: int = 1
+    ) -> None:
+        self.config = config
+        self._stop = Event()
+        self.accounts = Accounts(config.accounts_path, config.mail_root)
+        self.passwords = Passwords(self.accounts)
+        self.registry = Registry()
+        self.watch = Watch()
+        self.mailboxes = Mailboxes(
+            self.registry,
+            prepare=mime.prepare,
+            host=config["server.hostname"],
+            on_open=self.watch.opened,
+            on_close=self.watch.closed,
+        )
+        self.bus = Bus(config["server.run_dir"], number, workers, self.registry)
+        admission = listener.Admission(
+            listener.Limits(config["limits.connections"], config["limits.connections_per_address"])
+        )
+        makers: dict[str, Callable[[Stream], listener.Conversation]] = {
+            "smtp": self._smtp_maker(context, submission=False),
+            "submission": self._smtp_maker(context, submission=True),
+            "submissions": self._smtp_maker(context, submission=True),
+            "imap": self._imap_maker(context),
+            "imaps": self._imap_maker(context),
+        }
+        self.listeners = [
+            listener.Listener(
+                one.socket,
+                one.service,
+                makers[one.service],
+                admission,
+                farewell=_IMAP_FAREWELL if one.service.startswith("imap") else _SMTP_FAREWELL,
+                tls_context=(lambda: context) if one.service in IMPLICIT_TLS else (lambda: None),
+            )
+            for one in bound
+        ]
+
+    def _smtp_maker(self, context: ssl.SSLContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
+        config = self.config
+        settings = smtp.SmtpSettings(
+            message_bytes=config["smtp.message_bytes"],
+            recipients=config["smtp.recipients"],
+            command_seconds=config["smtp.command_seconds"],
+            data_seconds=config["smtp.data_seconds"],
+            write_seconds=config["limits.write_seconds"],
+            least_rate=config["smtp.bytes_per_second"],
+            hops=config["smtp.hops"],
+            normalize_newlines=config["smtp.bare_newline"] == "normalize",
+            save_sent=config["submission.save_sent"],
+        )
+        services = smtp.Services(
+            self.accounts, self.passwords, Intake(self.mailboxes), config["server.hostname"], submission, context, settings
+        )
+        return lambda stream: smtp.Session(stream, services)
+
+    def _imap_maker(self, context: ssl.SSLContext | None) -> Callable[[Stream], ImapSession]:
+        config = self.config
+        settings = imap_context.ImapSettings(
+            login_seconds=config["imap.login_seconds"],
+            idle_seconds=config["imap.idle_seconds"],
+            write_seconds=config["limits.write_seconds"],
+            heartbeat_seconds=config["imap.heartbeat_seconds"],
+            message_bytes=config["smtp.message_bytes"],
+            allow_plaintext_login=config["imap.allow_plaintext_login"],
+        )
+        services = imap_context.Services(
+            self.accounts, self.passwords, self.mailboxes, config["server.hostname"], context, settings
+        )
+        return lambda stream: ImapSession(stream, services)
+
+    def run(self) -> None:
+        """Serve until `stop`, SIGTERM or SIGINT; then drain."""
+        sys.setswitchinterval(SWITCH_SECONDS)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, self.stop)
+        gevent.signal_handler(signal.SIGHUP, self._reload)
+        self.start()
+        self.run_until_stopped()
+
+    def run_until_stopped(self) -> None:
+        """After `start`: wait for `stop`, then drain."""
+        try:
+            self._stop.wait()
+        finally:
+            self.drain()
+
+    def start(self) -> None:
+        self.bus.start()
+        self.watch.start(self.mailboxes)
+        if self.config["log.hub_delay"]:
+            gevent.spawn(_tick)
+        for one in self.listeners:
+            one.start()
+        # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
+        gc.collect()
+        gc.freeze()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _reload(self) -> None:
+        log.warning("SIGHUP: settings and certificates are read at start; restart to use new ones")
+        log.reopen()
+
+    def drain(self) -> None:
+        log.info("stopping", connections=sum(len(one.sessions) for one in self.listeners))
+        deadline = time.monotonic() + self.config["server.shutdown_seconds"]
+        for one in self.listeners:
+            one.stop_accepting()
+        for one in self.listeners:
+            one.stop()
+        cut = sum(one.join(deadline) for one in self.listeners)
+        if cut:
+            log.warning("connections cut off at shutdown", count=cut)
+        self.watch.close()
+        self.bus.close()
+        log.info("stopped")
+
+
+def _tick() -> None:
+    """Measures how late the hub comes back, and logs the longest delay of each second."""
+    longest, until = 0.0, time.monotonic() + 1
+    while True:
+        before = time.monotonic()
+        gevent.sleep(TICK_SECONDS)
+        now = time.monotonic()
+        longest = max(longest, now - before - TICK_SECONDS)
+        if now >= until:
+            log.info("hub delay", longest_ms=round(longest * 1e3, 2))
+            longest, until = 0.0, now + 1

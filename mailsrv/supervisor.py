@@ -1,0 +1,215 @@
+"""Holds the listening sockets, starts the workers on them, restarts what dies, passes signals on.
+
+It runs no greenlets: between forks there must be nothing that could wake in a child. A worker whose supervisor dies is told by the
+kernel and drains, so that the ports are free again.
+
+Imports: daemon, config, log.    prctl(2) PR_SET_PDEATHSIG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import gevent
+from gevent.monkey import get_original
+
+from mailsrv import log
+from mailsrv.config import Config
+from mailsrv.daemon import Bound, Server, StartError, bind_all, raise_descriptor_limit, tls_context
+
+_fork = get_original("os", "fork")
+_waitpid = get_original("os", "waitpid")
+_PR_SET_PDEATHSIG = 1
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+STEADY_SECONDS = 10.0  # a worker that lived this long is restarted at once
+LONGEST_PAUSE = 30.0
+KILL_AFTER_SECONDS = 5.0  # beyond the time sessions have for shutting down
+
+
+class PidFile:
+    """`<run_dir>/mailsrv.pid`, locked while the server runs: a second one on the same directory does not start."""
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = f"{run_dir}/mailsrv.pid"
+        self._fd = -1
+
+    def acquire(self) -> None:
+        try:
+            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as failure:
+            raise StartError(f"server.run_dir: cannot write {self.path}: {failure.strerror}") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartError(f"mailsrv is running already (pid {running_pid(self.path) or 'unknown'}, {self.path})") from None
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+            os.close(self._fd)
+            self._fd = -1
+
+
+def running_pid(path: str) -> int | None:
+    """The process that holds the pid file's lock; None when no server runs."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        text = os.read(fd, 32).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)
+
+
+def serve(config: Config) -> None:
+    """Run the server in the foreground until it is told to stop. StartError if it cannot start."""
+    pid_file = PidFile(config["server.run_dir"])
+    pid_file.acquire()
+    try:
+        raise_descriptor_limit()
+        context = tls_context(config)
+        if context is None:
+            log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
+        bound = bind_all(config)
+        log.info(
+            "listening", workers=config["server.workers"],
+            addresses=" ".join(f"{one.service}={_address(one)}" for one in bound),
+        )  # fmt: skip
+        if config["server.workers"] == 1:
+            Server(config, bound, context).run()
+        else:
+            gc.freeze()  # pages the workers share stay shared
+            _Supervisor(config, lambda number: _work(config, bound, context, number)).run()
+    finally:
+        pid_file.release()
+        log.flush()
+
+
+def _address(one: Bound) -> str:
+    host, port = one.socket.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _work(config: Config, bound: list[Bound], context: object, number: int) -> None:
+    Server(config, bound, context, number=number, workers=config["server.workers"]).run()  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    pid: int
+    started_at: float
+
+
+class _Supervisor:
+    def __init__(self, config: Config, work: object) -> None:
+        self._config, self._work = config, work
+        self._workers: dict[int, _Worker] = {}  # by pid
+        self._due: dict[int, float] = {}  # number -> when to start it (again)
+        self._pauses: dict[int, float] = {}
+        self._stopping_since: float | None = None
+
+    def run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._due = dict.fromkeys(range(self._config["server.workers"]), 0.0)
+        while self._workers or (self._due and self._stopping_since is None):
+            self._start_due()
+            received = signal.sigtimedwait(_SIGNALS, 0.5)
+            if received is not None:
+                self._signal(signal.Signals(received.si_signo))
+            self._reap()
+            self._kill_slow()
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for number in [number for number, when in self._due.items() if when <= now]:
+            if self._stopping_since is None:
+                del self._due[number]
+                self._start(number)
+
+    def _start(self, number: int) -> None:
+        log.flush()
+        parent = os.getpid()
+        pid = _fork()
+        if pid:
+            self._workers[pid] = _Worker(number, pid, time.monotonic())
+            log.info("worker started", worker=number, pid=pid)
+            return
+        code = 1
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(0)  # it died before the kernel was asked to tell
+            gevent.reinit()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            self._work(number)  # type: ignore[operator]
+            code = 0
+        except BaseException:
+            log.exception("worker failed", worker=number)
+        finally:
+            log.flush()
+            os._exit(code)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            if self._stopping_since is None:
+                log.info("shutting down", signal=number.name)
+                self._stopping_since = time.monotonic()
+            self._tell(signal.SIGTERM)
+        elif number == signal.SIGHUP:
+            log.reopen()
+            self._tell(signal.SIGHUP)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for pid in self._workers:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = _waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:
+                self._ended(worker, status)
+
+    def _ended(self, worker: _Worker, status: int) -> None:
+        code = os.waitstatus_to_exitcode(status)
+        if self._stopping_since is not None:
+            log.info("worker ended", worker=worker.number, pid=worker.pid, code=code)
+            return
+        lived = time.monotonic() - worker.started_at
+        pause = 0.0 if lived > STEADY_SECONDS else self._pauses.get(worker.number, 0.05)
+        self._pauses[worker.number] = min(max(pause, 0.05) * 2, LONGEST_PAUSE)
+        log.error("worker died", worker=worker.number, pid=worker.pid, code=code, restart_in_s=pause)
+        self._due[worker.number] = time.monotonic() + pause
+
+    def _kill_slow(self) -> None:
+        if self._stopping_since is None:
+            return
+        if time.monotonic() - self._stopping_since > self._config["server.shutdown_seconds"] + KILL_AFTER_SECONDS:
+            log.error("workers did not end in time", pids=" ".join(str(pid) for pid in self._workers))
+            self._tell(signal.SIGKILL)
