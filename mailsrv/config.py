@@ -152,6 +152,7 @@ LISTEN = Kind('a list of "host:port", such as ["0.0.0.0:25", "[::]:25"]', _read_
 WORKERS = Kind("auto, or a whole number from 1 to 64", _read_workers)
 
 MIB = 1024 * 1024
+MOST_SOCKET_PATH = 90  # of 107 that the system allows, without the name in the directory; unix(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +333,11 @@ def _together(values: dict[str, Any], path: str, seen: dict[str, int]) -> list[s
     if bool(values["tls.certificate"]) != bool(values["tls.key"]):
         line = seen.get("tls.certificate") or seen.get("tls.key") or 1
         problems.append(f"{path}:{line}: tls.certificate and tls.key are set together, or neither")
+    if len(values["server.run_dir"].encode()) > MOST_SOCKET_PATH:
+        line = seen.get("server.run_dir", 1)
+        problems.append(
+            f"{path}:{line}: server.run_dir: the path of a socket has at most {MOST_SOCKET_PATH} octets; use a shorter one"
+        )
     services = ("smtp", "submission", "submissions", "imap", "imaps")
     owners: dict[tuple[str, int], str] = {}
     for service in services:
@@ -339,7 +345,9 @@ def _together(values: dict[str, Any], path: str, seen: dict[str, int]) -> list[s
             other = owners.setdefault(address, service)
             if other != service:
                 line = seen.get(f"{service}.listen", 1)
-                problems.append(f"{path}:{line}: {service}.listen: {address[0]}:{address[1]} is {other}.listen's already")
+                problems.append(
+                    f"{path}:{line}: {service}.listen: {address[0]}:{address[1]} is {other}.listen's already"
+                )
     return problems
 
 
@@ -362,7 +370,9 @@ def sample() -> str:
         lines += ["", f"# {text}", f"{section}:"]
         for setting in SETTINGS:
             if setting.section == section:
-                lines += [f"  # {line}" for line in textwrap.wrap(f"{setting.text} Expects {setting.kind.expects}.", 108)]
+                lines += [
+                    f"  # {line}" for line in textwrap.wrap(f"{setting.text} Expects {setting.kind.expects}.", 108)
+                ]
                 lines.append(f"  {setting.key}: {_yaml_value(setting.default)}")
     return "\n".join(lines) + "\n"
 

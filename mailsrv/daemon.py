@@ -88,7 +88,9 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     try:
         return tls.server_context(config["tls.certificate"], config["tls.key"])
     except (OSError, ssl.SSLError) as failure:
-        raise StartError(f"tls.certificate {config['tls.certificate']}, tls.key {config['tls.key']}: {failure}") from None
+        raise StartError(
+            f"tls.certificate {config['tls.certificate']}, tls.key {config['tls.key']}: {failure}"
+        ) from None
 
 
 def raise_descriptor_limit() -> None:
@@ -153,7 +155,13 @@ class Server:
             save_sent=config["submission.save_sent"],
         )
         services = smtp.Services(
-            self.accounts, self.passwords, Intake(self.mailboxes), config["server.hostname"], submission, context, settings
+            self.accounts,
+            self.passwords,
+            Intake(self.mailboxes),
+            config["server.hostname"],
+            submission,
+            context,
+            settings,
         )
         return lambda stream: smtp.Session(stream, services)
 

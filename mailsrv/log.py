@@ -50,12 +50,14 @@ class _Writer:
         self.descriptor = descriptor
         self.as_json = as_json
         self.dropped = 0
+        self._dropping = _allocate_lock()  # any thread may log
         self.queue: _queue.SimpleQueue[_Record | Any] = _queue.SimpleQueue()
         _start_thread(self._run, ())
 
     def put(self, record: _Record) -> None:
         if self.queue.qsize() >= QUEUE_LIMIT:
-            self.dropped += 1
+            with self._dropping:
+                self.dropped += 1
         else:
             self.queue.put(record)
 
@@ -78,7 +80,8 @@ class _Writer:
                 pass
             lines = [self._format(item) for item in items if isinstance(item, tuple)]
             if self.dropped:
-                count, self.dropped = self.dropped, 0
+                with self._dropping:
+                    count, self.dropped = self.dropped, 0
                 lines.append(self._format((time.time(), "warning", "log events dropped", {"count": count})))
             self._write("".join(lines).encode("ascii", "backslashreplace"))
             for item in items:

@@ -48,7 +48,9 @@ class PidFile:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StartError(f"mailsrv is running already (pid {running_pid(self.path) or 'unknown'}, {self.path})") from None
+            raise StartError(
+                f"mailsrv is running already (pid {running_pid(self.path) or 'unknown'}, {self.path})"
+            ) from None
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())
 

@@ -1,5 +1,151 @@
-"""Every test runs as the server does: with gevent's cooperative standard library, patched before anything else is imported."""
+"""What tests of sessions and of the whole server share: a server in this process, accounts in it, and its log events.
+
+Every test runs as the server does: with gevent's cooperative standard library, patched before anything else is imported.
+"""
 
 from gevent import monkey
 
 monkey.patch_all()
+
+import json
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import trustme
+
+from mailsrv import config, log
+from mailsrv.daemon import SERVICES, Server, bind_all, tls_context
+from mailsrv.mail.accounts import Accounts
+from mailsrv.mail.passwords import hash_password
+
+DOMAIN = "example.com"
+USERS = ("ann", "bo", "cy")
+PASSWORD = "correct horse"
+
+
+@pytest.fixture(scope="session")
+def password_hash() -> str:
+    """The stored form of PASSWORD, made once."""
+    return hash_password(PASSWORD)
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """(certificate file, key file) of localhost and 127.0.0.1."""
+    directory = tmp_path_factory.mktemp("tls")
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    chain, key = directory / "server.pem", directory / "server.key"
+    issued.private_key_pem.write_to_path(str(key))
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(str(chain), append=True)
+    return str(chain), str(key)
+
+
+@pytest.fixture
+def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """The log events of the test, as (event, fields)."""
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def listener(event: str, fields: dict[str, Any]) -> None:
+        seen.append((event, fields))
+
+    log.listeners.append(listener)
+    yield seen
+    log.listeners.remove(listener)
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+def configuration(directory: Path, certificate: tuple[str, str] | None, changes: dict[str, Any]) -> config.Config:
+    """A configuration on free loopback ports, everything below `directory`; `changes` has whole setting names."""
+    values: dict[str, dict[str, Any]] = {
+        "server": {
+            "hostname": "mx.example.com", "data_dir": f"{directory}/data", "run_dir": f"{directory}/run", "workers": 1,
+            "shutdown_seconds": 2,
+        },
+        **{name: {"listen": [f"127.0.0.1:{port}"]} for name, port in zip(SERVICES, free_ports(5), strict=True)},
+    }  # fmt: skip
+    if certificate is not None:
+        values["tls"] = {"certificate": certificate[0], "key": certificate[1]}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        values.setdefault(section, {})[key] = value
+    path = directory / "mailsrv.yaml"
+    path.write_text(json.dumps(values, indent=1))
+    return config.load(str(path))
+
+
+class Serving:
+    """A server in this process, and the ways to reach it."""
+
+    def __init__(self, settings: config.Config, authority: trustme.CA) -> None:
+        self.settings = settings
+        self.directory = Path(settings["server.data_dir"])
+        self.ports = {name: settings[f"{name}.listen"][0][1] for name in SERVICES}
+        self.client_tls = ssl.create_default_context()
+        authority.configure_trust(self.client_tls)
+        Path(settings["server.run_dir"]).mkdir(exist_ok=True)
+        self.server = Server(settings, bind_all(settings), tls_context(settings))
+        self.accounts: Accounts = self.server.accounts
+        self.server.start()
+        self._serving = gevent.spawn(self.server.run_until_stopped)
+
+    def maildir(self, name: str) -> Path:
+        return self.directory / "mail" / DOMAIN / name / "Maildir"
+
+    def connect(self, service: str) -> socket.socket:
+        """A connection to a service, inside TLS where that begins with the first octet; 10 s for each read."""
+        sock = socket.create_connection(("127.0.0.1", self.ports[service]), timeout=10)
+        if service in ("imaps", "submissions"):
+            return self.client_tls.wrap_socket(sock, server_hostname="localhost")
+        return sock
+
+    def close(self) -> None:
+        self.server.stop()
+        self._serving.join()
+
+
+@pytest.fixture
+def serve(
+    tmp_path: Path, authority: trustme.CA, certificate: tuple[str, str], password_hash: str
+) -> Iterator[Callable[..., Serving]]:
+    """`serve(**{"imap.heartbeat_seconds": 1})` starts a server with ann, bo and cy @example.com, password PASSWORD."""
+    running: list[Serving] = []
+
+    def start(**changes: Any) -> Serving:
+        changes.setdefault("imap.allow_plaintext_login", True)
+        serving = Serving(configuration(tmp_path, certificate, changes), authority)
+        running.append(serving)
+        if not serving.accounts.is_local(DOMAIN):
+            serving.accounts.add_domain(DOMAIN)
+            for name in USERS:
+                serving.accounts.add_user(f"{name}@{DOMAIN}", password_hash)
+        return serving
+
+    yield start
+    for serving in running:
+        serving.close()
+
+
+@pytest.fixture
+def serving(serve: Callable[..., Serving]) -> Serving:
+    return serve()

@@ -63,15 +63,16 @@ def fetch(session: Session, command: v.Command) -> None:
         return
     items = command.items
     missing = bool(view.pending) and not view.pending.isdisjoint(uids)
-    if not view.read_only and any(_sets_seen(item) for item in items):
-        _mark_seen(session, view, uids)
     names = {item.name for item in items}
+    seen: frozenset[int] = frozenset()
+    if not view.read_only and any(_sets_seen(item) for item in items):
+        seen = _mark_seen(session, view, uids, tell="FLAGS" in names)
     if names <= {"UID", "FLAGS"}:
         missing |= _flags_only(session, view, uids, [item.name for item in items])
     elif all(item.name in ("UID", "FLAGS") or item.name in _ROW_ITEMS or _is_prepared(item) for item in items):
-        missing |= _from_index(session, view, uids, items)
+        missing |= _from_index(session, view, uids, items, seen)
     else:
-        missing |= _from_text(session, view, uids, items)
+        missing |= _from_text(session, view, uids, items, seen)
     refuse_expunged(view, command, missing)
 
 
@@ -83,15 +84,30 @@ def _sets_seen(item: v.FetchItem) -> bool:
     return (item.name == "BODY[]" and not item.peek) or item.name in ("RFC822", "RFC822.TEXT")
 
 
-def _mark_seen(session: Session, view: View, uids: Sequence[int]) -> None:
-    """Set \\Seen where it is missing, and report it before the text."""
+def _mark_seen(session: Session, view: View, uids: Sequence[int], *, tell: bool) -> frozenset[int]:
+    """Set \\Seen where it is missing; the UIDs whose flags are still to be told, in the response that has the text.
+
+    With `tell` the response has them in any case. A line of its own before would be as legal, but scripts take the first
+    line for the text (RFC 3501 6.4.5: the flags are part of the response).
+    """
     mailbox = view.mailbox
     mailbox.refresh()
     unseen = [uid for uid in uids if (at := mailbox.position(uid)) is not None and not mailbox.flags[at] & SEEN]
+    changed: list[int] = []
     for start in range(0, len(unseen), SEEN_PER_COMMIT):
-        mailbox.store_flags(unseen[start : start + SEEN_PER_COMMIT], FlagOp.ADD, SEEN, ())
+        stored = mailbox.store_flags(unseen[start : start + SEEN_PER_COMMIT], FlagOp.ADD, SEEN, ())
+        view.silence(stored.changed, stored.modseq)
+        changed += stored.changed
     if unseen:
         session.tell(expunges=False)
+    return frozenset() if tell else frozenset(changed)
+
+
+def _line(view: View, message: Message, encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
+    texts = [encode(message) for encode in encoders]
+    if message.uid in seen:
+        texts.insert(0, _flags(view, message))
+    return b"* %d FETCH (%b)\r\n" % (message.seq, b" ".join(texts))
 
 
 # ------------------------------------------------------------------ flags alone
@@ -171,7 +187,9 @@ def _is_prepared(item: v.FetchItem) -> bool:
     )
 
 
-def _from_index(session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...]) -> bool:
+def _from_index(
+    session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...], seen: frozenset[int]
+) -> bool:
     mailbox = view.mailbox
     encoders = [_encoder(view, item) for item in items]
     only_rows = not any(_is_prepared(item) for item in items)
@@ -193,7 +211,7 @@ def _from_index(session: Session, view: View, uids: list[int], items: tuple[v.Fe
                 continue
             message = Message(seq, uid, position)
             message.size, message.date, message.prepared = octets, date, prepared
-            lines.append(b"* %d FETCH (%b)\r\n" % (seq, b" ".join([encode(message) for encode in encoders])))
+            lines.append(_line(view, message, encoders, seen))
         session.stream.write(b"".join(lines))
     return missing
 
@@ -201,7 +219,9 @@ def _from_index(session: Session, view: View, uids: list[int], items: tuple[v.Fe
 # ------------------------------------------------------------------ from the text
 
 
-def _from_text(session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...]) -> bool:
+def _from_text(
+    session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...], seen: frozenset[int]
+) -> bool:
     mailbox = view.mailbox
     encoders = [_encoder(view, item, from_text=True) for item in items]
     needs_row = any(item.name in _ROW_ITEMS for item in items)
@@ -230,7 +250,7 @@ def _from_text(session: Session, view: View, uids: list[int], items: tuple[v.Fet
                 message.size, message.date = rows[uid].size, rows[uid].internal_date
             if len(text) > LARGE_TEXT and _needs_parsing(items):
                 mailbox.offload(message.part)
-            out.append(b"* %d FETCH (%b)\r\n" % (seq, b" ".join([encode(message) for encode in encoders])))
+            out.append(_line(view, message, encoders, seen))
         session.stream.write(b"".join(out))
     return missing
 

@@ -178,7 +178,7 @@ class View:
 
     def silence(self, uids: Sequence[int], modseq: int) -> None:
         """Our own change that the client asked not to be told of (R29)."""
-        self.silenced = dict.fromkeys(uids, modseq)
+        self.silenced = {**(self.silenced or {}), **dict.fromkeys(uids, modseq)}
 
     def close(self) -> None:
         self.subscription.close()
