@@ -1,4 +1,4 @@
-"""The program: patches the standard library for gevent, then calls the command line. Nothing else in the project patches."""
+"""The program: patches the standard library for gevent, then calls the command line. Nothing else patches."""
 
 from gevent import monkey
 

@@ -1,7 +1,7 @@
 """Every setting, declared once: from these lines come the defaults, the checks, the sample file and the reference.
 
-A configuration is YAML in sections. All that is wrong with it is told at once, each with file, line, what was expected and, for an
-unknown name, the nearest one there is.
+A configuration is YAML in sections. All that is wrong with it is told at once, each with file, line, what was expected
+and, for an unknown name, the nearest one there is.
 
 Imports: yaml.
 """
@@ -223,14 +223,14 @@ SETTINGS = (
     Setting("imap.allow_plaintext_login", FLAG, False, "Let clients on this machine's loopback address log in without "
             "TLS. Others never can."),
     Setting("imaps.listen", LISTEN, ["0.0.0.0:993"], "Addresses. RFC 8314."),
-    Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services together."),
+    Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
     Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 100, "Connections of one worker from one IP "
             "address. An office behind one address has many."),
     Setting("limits.write_seconds", _number(1, 600, "seconds"), 60, "A client that does not read for this long while "
             "something is sent to it is cut off."),
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),
     Setting("log.file", OPTIONAL_PATH, "", "File to append to. Nothing: standard error."),
-    Setting("log.hub_delay", FLAG, False, "Measure how late the event loop is, and log the longest delay of each second."),
+    Setting("log.hub_delay", FLAG, False, "Log how late the event loop was, the worst of each second."),
     Setting("log.format", _choice("logfmt", "json"), "logfmt", "How a line is written."),
 )  # fmt: skip
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
@@ -336,7 +336,7 @@ def _together(values: dict[str, Any], path: str, seen: dict[str, int]) -> list[s
     if len(values["server.run_dir"].encode()) > MOST_SOCKET_PATH:
         line = seen.get("server.run_dir", 1)
         problems.append(
-            f"{path}:{line}: server.run_dir: the path of a socket has at most {MOST_SOCKET_PATH} octets; use a shorter one"
+            f"{path}:{line}: server.run_dir: a path of at most {MOST_SOCKET_PATH} octets is needed for sockets"
         )
     services = ("smtp", "submission", "submissions", "imap", "imaps")
     owners: dict[tuple[str, int], str] = {}

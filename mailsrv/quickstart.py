@@ -1,6 +1,7 @@
-"""The main job on an embedded default: a private server on loopback that shows each delivery and each push as it happens.
+"""The main job on an embedded default: a private server on loopback that shows deliveries and pushes as they happen.
 
-Everything lives in one directory: certificates, accounts, mail, the passwords of the two demo users. Starting it again keeps all of it.
+Everything lives in one directory: certificates, accounts, mail, the passwords of the two demo users. Starting it again
+keeps all of it.
 
 Imports: config, daemon, supervisor (the pid file), certificates, mail, log.
 """
@@ -142,8 +143,8 @@ def _show(event: str, fields: dict[str, Any]) -> None:
     elif event == "pushed":
         several = "" if fields["watchers"] == 1 else f" (last of {fields['watchers']}: {fields['last_ms']} ms)"
         text = (
-            f"pushed     uid {fields['uid']} of {fields['mailbox']}:  {fields['first_ms']} ms after the commit{several}, "
-            f"{fields['since_accepted_ms']} ms after the end of data"
+            f"pushed     uid {fields['uid']} of {fields['mailbox']}:  {fields['first_ms']} ms after the commit"
+            f"{several}, {fields['since_accepted_ms']} ms after the end of data"
         )
     elif event == "login":
         text = f"login      {fields['user']} from {fields['peer']}"

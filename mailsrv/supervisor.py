@@ -1,7 +1,7 @@
 """Holds the listening sockets, starts the workers on them, restarts what dies, passes signals on.
 
-It runs no greenlets: between forks there must be nothing that could wake in a child. A worker whose supervisor dies is told by the
-kernel and drains, so that the ports are free again.
+It runs no greenlets: between forks there must be nothing that could wake in a child. A worker whose supervisor dies is
+told by the kernel and drains, so that the ports are free again.
 
 Imports: daemon, config, log.    prctl(2) PR_SET_PDEATHSIG.
 """

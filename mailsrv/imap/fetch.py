@@ -87,8 +87,8 @@ def _sets_seen(item: v.FetchItem) -> bool:
 def _mark_seen(session: Session, view: View, uids: Sequence[int], *, tell: bool) -> frozenset[int]:
     """Set \\Seen where it is missing; the UIDs whose flags are still to be told, in the response that has the text.
 
-    With `tell` the response has them in any case. A line of its own before would be as legal, but scripts take the first
-    line for the text (RFC 3501 6.4.5: the flags are part of the response).
+    With `tell` the response has them in any case. A line of their own before it would be as legal, but scripts take the
+    first line for the text (RFC 3501 6.4.5: the flags are part of the response).
     """
     mailbox = view.mailbox
     mailbox.refresh()

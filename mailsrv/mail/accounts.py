@@ -324,20 +324,30 @@ class Accounts:
             kept = str(self._local_target(target)) if target is not None else None
             self._db.execute("UPDATE domains SET catch_all=? WHERE name=?", (kept, domain))
 
-    def add_user(self, address: str, hash: str, quota_bytes: int = 0) -> Account:
+    def require_new(self, address: str) -> Address:
+        """The address in the form it is kept in, free for a new user; raises what speaks against it."""
         parsed = parse_address(address)
+        self._require_domain(parsed.domain)
+        key = (parsed.local, parsed.domain)
+        if self._ask("SELECT 1 FROM users WHERE local=? AND domain=?", key):
+            raise AccountExists(f"There is a user {parsed} already")
+        if self._ask("SELECT 1 FROM aliases WHERE local=? AND domain=?", key):
+            raise AccountExists(f"{parsed} is an alias already")
+        return parsed
+
+    def add_user(self, address: str, hash: str, quota_bytes: int = 0) -> Account:
+        self.add_users([(address, hash)], quota_bytes)
+        return self.user(parse_address(address)).account
+
+    def add_users(self, users: Sequence[tuple[str, str]], quota_bytes: int = 0) -> None:
+        """(address, stored hash) each; all of them or, if one cannot be added, none."""
         with self._changing():
-            self._require_domain(parsed.domain)
-            key = (parsed.local, parsed.domain)
-            if self._ask("SELECT 1 FROM users WHERE local=? AND domain=?", key):
-                raise AccountExists(f"There is a user {parsed} already")
-            if self._ask("SELECT 1 FROM aliases WHERE local=? AND domain=?", key):
-                raise AccountExists(f"{parsed} is an alias already")
-            self._db.execute(
-                "INSERT INTO users (local, domain, hash, home, quota_bytes) VALUES (?,?,?,?,?)",
-                (*key, hash, home_of(parsed), quota_bytes),
-            )
-        return self.user(parsed).account
+            for address, hash in users:
+                parsed = self.require_new(address)
+                self._db.execute(
+                    "INSERT INTO users (local, domain, hash, home, quota_bytes) VALUES (?,?,?,?,?)",
+                    (parsed.local, parsed.domain, hash, home_of(parsed), quota_bytes),
+                )
 
     def _update(self, address: str, what: str, value: object) -> None:
         parsed = parse_address(address)

@@ -12,6 +12,7 @@ Imports: mail.notify, log, values, gevent.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import socket
 import struct
@@ -144,3 +145,17 @@ class Bus:
                 self._registry.changed_everything()
             else:
                 self._registry.changed(MailboxId(AccountId(account), number))
+
+
+def tell_everything(directory: str) -> int:
+    """From outside the server: every worker is to look at all its open mailboxes. How many were told."""
+    told = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        for path in sorted(glob.glob(f"{glob.escape(directory)}/*.bus")):
+            try:
+                sock.sendto(EVERYTHING, path)
+                told += 1
+            except OSError as failure:  # of a worker that was killed
+                log.debug("worker not told", path=path, error=str(failure))
+    return told

@@ -494,8 +494,8 @@ class Mailboxes:
 
     def _changed(self, mailbox: MailboxId | None) -> None:
         if mailbox is None:
-            for state in [*self._open.values(), *self._closed.values()]:
-                state.mark_stale()
+            for every in [*self._open.values(), *self._closed.values()]:
+                every.mark_stale()
         elif (state := self._open.get(mailbox) or self._closed.get(mailbox)) is not None:
             state.mark_stale()
 
@@ -503,7 +503,7 @@ class Mailboxes:
         """The shared state of a mailbox, current; to be closed once by each that opened it."""
         mail = self.account(account)
         info = mail.find(name)
-        state = self._open.get(info.id) or self._closed.get(info.id)
+        state: Mailbox | None = self._open.get(info.id) or self._closed.get(info.id)
         if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
             # Another program may have changed the directory since.
             if mail.run(mail.store.refreshed, info.id.number):

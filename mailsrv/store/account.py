@@ -147,9 +147,9 @@ class AccountStore(Folders):
                 return record
             with self._reading() as index:  # only a change nobody recorded is a reason to list everything
                 again = self._record_read(index, number)
-            if (again.cur_mtime, again.new_mtime, again.messages) == (*mtimes, record.messages):
-                if not self.reconcile(number, full=True):
-                    self._verified[number] = mtimes  # odd files that are no messages
+            unchanged = (again.cur_mtime, again.new_mtime, again.messages) == (*mtimes, record.messages)
+            if unchanged and not self.reconcile(number, full=True):
+                self._verified[number] = mtimes  # odd files that are no messages
         return record
 
     def refreshed(self, number: int) -> bool:

@@ -260,9 +260,9 @@ class StoreBase:
         present = {""}
         with os.scandir(self.maildir) as entries:
             for entry in entries:
-                if names.name_of(entry.name) not in (None, names.INBOX) and entry.is_dir(follow_symlinks=False):
-                    if os.path.isdir(f"{entry.path}/cur"):
-                        present.add(entry.name)
+                is_folder = names.name_of(entry.name) not in (None, names.INBOX)
+                if is_folder and entry.is_dir(follow_symlinks=False) and os.path.isdir(f"{entry.path}/cur"):
+                    present.add(entry.name)
         found: dict[str, metadata.MailboxMeta] = {}
         for directory in sorted(present):
             meta = metadata.read_mailbox(self.folder(directory))

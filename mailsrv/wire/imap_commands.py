@@ -59,9 +59,9 @@ def append_head(parts: Sequence[bytes | v.Literal], announced: v.Literal) -> v.A
         cursor.space()
         cursor.word()
         cursor.space()
-        if cursor.line.endswith(b"}") and cursor.peek(b"{") and cursor.line.count(b" ", cursor.pos) == 0:
-            if len(parts) == 1:
-                return None  # the mailbox name is the literal
+        is_literal = cursor.line.endswith(b"}") and cursor.peek(b"{") and cursor.line.count(b" ", cursor.pos) == 0
+        if is_literal and len(parts) == 1:
+            return None  # the mailbox name is the literal
         mailbox = _mailbox(cursor)
         cursor.space()
         flags, date = v.FlagList(0), None
