@@ -357,7 +357,8 @@ def mailbox_list(args: argparse.Namespace) -> int:
             found = store.status(info.id.number)
             rows.append({
                 "user": str(user.account.address), "mailbox": info.name, "id": str(info.id),
-                "messages": found.messages, "unseen": found.unseen, "size_bytes": found.size, "size": _human(found.size),
+                "messages": found.messages, "unseen": found.unseen, "size_bytes": found.size,
+                "size": _human(found.size),
                 "uidvalidity": found.uidvalidity, "uidnext": found.uidnext, "special_use": info.special_use,
             })  # fmt: skip
         store.close()

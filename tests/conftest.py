@@ -1,6 +1,6 @@
 """What tests of sessions and of the whole server share: a server in this process, accounts in it, and its log events.
 
-Every test runs as the server does: with gevent's cooperative standard library, patched before anything else is imported.
+Every test runs as the server does: with gevent's cooperative standard library, patched before all else.
 """
 
 from gevent import monkey
