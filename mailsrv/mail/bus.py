@@ -49,6 +49,7 @@ class Bus:
         self._peers = [_Peer(f"{directory}/{other}.bus") for other in range(peers) if other != number]
         self._registry = registry
         self._socket: socket.socket | None = None
+        self._sender: socket.socket | None = None
         self._receiver: gevent.Greenlet | None = None
         self.sent = self.received = 0
 
@@ -61,6 +62,8 @@ class Bus:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._path)
         os.chmod(self._path, 0o600)
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)  # MSG_DONTWAIT is not enough: a cooperative socket would wait for room
         self._receiver = gevent.spawn(self._receive)
         self._registry.on_publish.append(self.forward)
 
@@ -71,6 +74,9 @@ class Bus:
                 self._receiver.kill()
             self._socket.close()
             self._socket = None
+            if self._sender is not None:
+                self._sender.close()
+                self._sender = None
             try:
                 os.unlink(self._path)
             except FileNotFoundError:
@@ -97,10 +103,10 @@ class Bus:
 
     def _send(self, peer: _Peer, datagram: bytes) -> bool:
         """False if the peer's socket is full. A peer that is not there needs nothing."""
-        if self._socket is None:
+        if self._sender is None:
             return True
         try:
-            self._socket.sendto(datagram, socket.MSG_DONTWAIT, peer.path)
+            self._sender.sendto(datagram, peer.path)
             self.sent += 1
         except OSError as failure:
             if failure.errno in _FULL:
