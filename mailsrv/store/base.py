@@ -160,11 +160,28 @@ class StoreBase:
                 self._make_home()
             self._lock_fd = os.open(f"{self.home}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         path = f"{self.home}/index.sqlite3"
+        with self._making_index(path):
+            try:
+                self._index = SqliteIndex(path)
+            except IndexDamaged as damage:
+                self._remove_index(str(damage))
+                self._index = SqliteIndex(path)
+
+    @contextmanager
+    def _making_index(self, path: str) -> Iterator[None]:
+        """One process at a time makes a new index: SQLite does not wait for another that is turning WAL on.
+
+        The lock is the directory's, since `lock` may be held by the caller already.
+        """
+        if os.path.exists(path) and os.path.getsize(path):
+            yield
+            return
+        fd = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._index = SqliteIndex(path)
-        except IndexDamaged as damage:
-            self._remove_index(str(damage))
-            self._index = SqliteIndex(path)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _remove_index(self, why: str) -> None:
         log.warning("index discarded", account=self.account, home=self.home, reason=why)
