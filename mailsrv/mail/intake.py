@@ -48,6 +48,7 @@ class Transaction:
         self.id = id
         self._mailboxes, self._recipients, self._prefix = mailboxes, recipients, prefix
         self._session, self._sent_copy = session, sent_copy
+        self._failure: MailError | None = None
         self._first = mailboxes.account(recipients[0].account)
         # With one recipient a large message's file begins with its trace lines and is placed as it is.
         alone = len(recipients) == 1 and sent_copy is None
@@ -66,11 +67,22 @@ class Transaction:
         self._incoming.close()
 
     def write(self, chunk: bytes) -> None:
-        if self._incoming.write(chunk):
+        """Keep a chunk. What cannot be kept makes `commit` fail, not this: a sender speaks on to the end of the text,
+        and a refusal given before it would have the rest read as commands.
+        """
+        if self._failure is not None or not self._incoming.write(chunk):
+            return
+        try:
+            self._first.inbox()  # the first message of a new account makes its directories
             self._first.run(self._incoming.spill)
+        except MailError as failure:
+            self._failure = failure
+            self._incoming.close()
 
     def commit(self, accepted_at: float) -> Accepted:
         """Durable for all when this returns. `accepted_at`: monotonic time of the end of data."""
+        if self._failure is not None:
+            raise self._failure
         places = [(self._mailboxes.account(r.account), r) for r in self._recipients]
         if len(places) == 1:
             mail, recipient = places[0]

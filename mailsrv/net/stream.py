@@ -115,6 +115,16 @@ class Stream:
         """Whether something was received that is not used yet."""
         return bool(self._buffer) or (self.tls and self._socket.pending() > 0)
 
+    def spoken_to(self) -> bool:
+        """Whether the peer has sent anything yet that was not read; False inside TLS, where one cannot look."""
+        if self.tls:
+            return False
+        try:
+            self._socket.settimeout(0)
+            return bool(self._buffer or self._socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
     def read_line(self, limit: int) -> bytes:
         """One line without its CRLF. WireError for a bare CR or LF in it, LimitExceeded beyond `limit` octets."""
         buffer = self._buffer

@@ -44,6 +44,7 @@ from mailsrv.wire.smtp import Reply
 
 _numbers = itertools.count(1)
 HEADER_OCTETS = 256 * 1024  # of a message, looked at for loops
+COMPLETED_OCTETS = 64 * 1024  # of a header, to which missing fields are added
 _RECEIVED = re.compile(rb"(?im)^Received:")
 _DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*([^\r\n]{1,320})\r?$")
 
@@ -183,7 +184,8 @@ class Session:
         return "submission" if self.services.submission else "smtp"
 
     def _greet(self) -> None:
-        if not self.services.submission and not self.stream.tls and self.stream.pending:
+        if not self.services.submission and self.stream.spoken_to():  # S7
+            log.info("early talker", session=self.id, peer=self.stream.peer, after="")
             raise Closing(Reply(554, "5.5.0", "Wait for the greeting"))
         self.stream.write(Reply(220, "", f"{self.services.hostname} ESMTP mailsrv").encode())
 
@@ -358,7 +360,9 @@ class Session:
         address = wire.parse_rcpt(argument, smtputf8=transaction.mail.smtputf8)
         address = self._own_literal(address)
         if len(transaction.recipients) >= self.settings.recipients:
-            raise Refusal(Reply(452, "4.5.3", "Too many recipients"))
+            # No error of the client's: it sends to the others in its next transaction (RFC 5321 4.5.3.1.10).
+            self.reply(452, "4.5.3", "Too many recipients")
+            return
         if transaction.mail.sender is None and transaction.recipients:
             raise Refusal(Reply(452, "4.5.3", "A bounce has one recipient"))  # S13
         # RecipientUnknown tells who exists, as it must (bounces would be worse); the error limit makes guessing slow
@@ -487,7 +491,8 @@ class _Arrival:
 
     def __init__(self, settings: SmtpSettings, write: Callable[[bytes], None], *, complete: bool, host: str) -> None:
         self._settings, self._write = settings, write
-        self._complete, self._host = complete, host
+        self._host = host
+        self._incomplete: bytes | None = b"" if complete else None  # the header so far, until it is whole
         self._decoder = DotDecoder(normalize=settings.normalize_newlines)
         self._head = b""
         self._size = 0
@@ -498,15 +503,27 @@ class _Arrival:
         """
         most = self._settings.message_bytes
         for chunk in stream.read_dotted(self._decoder, least_rate=self._settings.least_rate):
-            if not self._size and self._complete:
-                self._write(_missing_fields(chunk, self._host))
             self._size += len(chunk)
             if len(self._head) < HEADER_OCTETS:
                 self._head += chunk[: HEADER_OCTETS - len(self._head)]
             if self._size <= most:
-                self._write(chunk)
+                self._keep(chunk)
             elif self._size > 2 * most + 1024 * 1024:
                 raise Closing(Reply(552, "5.3.4", "The message is far too large"))
+        if self._incomplete:
+            self._write(self._incomplete)
+
+    def _keep(self, chunk: bytes) -> None:
+        if self._incomplete is not None:
+            chunk = self._incomplete + chunk
+            header = _header_of(chunk)
+            if header is None and len(chunk) < COMPLETED_OCTETS:
+                self._incomplete = chunk
+                return
+            self._incomplete = None
+            if header is not None:
+                self._write(_missing_fields(header, self._host))
+        self._write(chunk)
 
     def problem(self, recipients: list[Recipient]) -> Reply | None:
         """Why the message is not taken; None if it is."""
@@ -514,7 +531,9 @@ class _Arrival:
             return Reply(552, "5.3.4", f"The message is larger than {self._settings.message_bytes} octets")
         if self._decoder.bare and not self._settings.normalize_newlines:
             return Reply(550, "5.6.0", "The message has bare CR or LF: lines end in CRLF (RFC 5321 2.3.8)")  # S1
-        header = self._head.partition(b"\r\n\r\n")[0]
+        header = _header_of(self._head)
+        if header is None:
+            header = self._head
         if len(_RECEIVED.findall(header)) > self._settings.hops:
             return Reply(554, "5.4.6", "Too many hops: this message is in a loop")  # RFC 5321 6.3
         been = {address.strip().lower() for address in _DELIVERED.findall(header)}
@@ -523,13 +542,14 @@ class _Arrival:
         return None
 
 
-def _missing_fields(start: bytes, host: str) -> bytes:
-    """Date and Message-ID for a submitted message whose header, as far as its first piece shows, lacks them (RFC
-    6409 8).
-    """
-    header, end, _ = start.partition(b"\r\n\r\n")
-    if not end:
-        return b""
+def _header_of(text: bytes) -> bytes | None:
+    """The lines before the first empty one, which may be the very first; None if there is none yet."""
+    end = 0 if text.startswith(b"\r\n") else text.find(b"\r\n\r\n")
+    return None if end < 0 else text[:end]
+
+
+def _missing_fields(header: bytes, host: str) -> bytes:
+    """Date and Message-ID for a submitted message whose header lacks them (RFC 6409 8)."""
     names = {line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n") if line[:1] not in b" \t"}
     added = b""
     if b"date" not in names:
