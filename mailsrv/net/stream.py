@@ -254,14 +254,19 @@ def handshake(sock: Any, context: ssl.SSLContext, seconds: float = HANDSHAKE_SEC
     otherwise.
     """
     deadline = time.monotonic() + seconds
+    secured = None
     try:
         sock.settimeout(seconds)
         secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         # Each wait of a handshake is for one flight; a peer that sends octet by octet is cut off by the whole.
         secured.settimeout(max(0.001, deadline - time.monotonic()))
         secured.do_handshake()
-    except TimeoutError:
-        raise DeadlineExceeded("TLS handshake took too long") from None
-    except (OSError, ValueError) as failure:
-        raise ConnectionLost(f"TLS handshake: {getattr(failure, 'reason', None) or failure}") from None
-    return secured
+        return secured
+    except BaseException as failure:
+        if secured is not None:
+            secured.close()  # it took the descriptor over from `sock`
+        if isinstance(failure, TimeoutError):
+            raise DeadlineExceeded("TLS handshake took too long") from None
+        if isinstance(failure, (OSError, ValueError)):
+            raise ConnectionLost(f"TLS handshake: {getattr(failure, 'reason', None) or failure}") from None
+        raise
