@@ -29,6 +29,7 @@ from mailsrv.errors import (
     MessageTooLarge,
     RelayDenied,
     SenderRefused,
+    TemporaryFailure,
 )
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.intake import Intake, Recipient
@@ -211,7 +212,7 @@ class Session:
             self._error(Reply(500, "5.5.1", "Command not recognised"))
             return
         if len(line) > row.octets:
-            self._error(Reply(500, "5.5.6", "The command line is too long"))
+            self._error(Reply(500, "5.5.2", "The command line is too long"))
             return
         if not row.states & self.state:
             self._error(Reply(503, "5.5.1", "Bad sequence of commands"))
@@ -333,6 +334,9 @@ class Session:
                 raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many failed logins")) from None
             self._error(reply_to(error))
             return
+        except TemporaryFailure as failure:
+            log.warning("login not checked", session=self.id, peer=self.stream.peer, reason=str(failure))
+            raise Refusal(Reply(454, "4.7.0", "Temporary failure; try again later")) from None  # RFC 4954 6
         log.info(
             "login", session=self.id, user=str(self.account.address), peer=self.stream.peer, service=self._service,
             method=method,
