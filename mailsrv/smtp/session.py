@@ -39,6 +39,7 @@ from mailsrv.smtp.replies import reply_to
 from mailsrv.values import Account, Address
 from mailsrv.wire import sasl
 from mailsrv.wire import smtp as wire
+from mailsrv.wire.address import written
 from mailsrv.wire.errors import WireError
 from mailsrv.wire.lines import DotDecoder
 from mailsrv.wire.smtp import Reply
@@ -211,7 +212,7 @@ class Session:
         if row is None:
             self._error(Reply(500, "5.5.1", "Command not recognised"))
             return
-        if len(line) > row.octets:
+        if len(line) + 2 > row.octets:
             self._error(Reply(500, "5.5.2", "The command line is too long"))
             return
         if not row.states & self.state:
@@ -469,7 +470,7 @@ class _Trace:
     """The lines that go before the message: Return-Path, Delivered-To, Received (RFC 5321 4.4)."""
 
     def __init__(self, session: Session, mail: wire.Mail, identity: str, copies: int) -> None:
-        self._sender = "" if mail.sender is None else str(mail.sender)
+        self._sender = "" if mail.sender is None else written(mail.sender)
         protocol = "SMTP"
         if session.extended:
             protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP"
@@ -482,11 +483,9 @@ class _Trace:
 
     def prefix(self, recipient: Recipient) -> bytes:
         """For one recipient's copy. The recipient is named in Received only where no other could learn of it."""
-        whom = f"\r\n\tfor <{recipient.address}>" if self._one else ""
-        lines = (
-            f"Return-Path: <{self._sender}>\r\nDelivered-To: {recipient.address}\r\n"
-            f"{self._received}{whom}; {self._date}\r\n"
-        )
+        address = written(recipient.address)
+        whom = f"\r\n\tfor <{address}>" if self._one else ""
+        lines = f"Return-Path: <{self._sender}>\r\nDelivered-To: {address}\r\n{self._received}{whom}; {self._date}\r\n"
         return lines.encode()
 
 
@@ -541,7 +540,7 @@ class _Arrival:
         if len(_RECEIVED.findall(header)) > self._settings.hops:
             return Reply(554, "5.4.6", "Too many hops: this message is in a loop")  # RFC 5321 6.3
         been = {address.strip().lower() for address in _DELIVERED.findall(header)}
-        if been and any(str(recipient.address).lower().encode() in been for recipient in recipients):
+        if been and any(written(recipient.address).lower().encode() in been for recipient in recipients):
             return Reply(554, "5.4.6", "The message was delivered here before: it is in a loop")  # S11
         return None
 

@@ -78,6 +78,14 @@ def parse_mailbox(text: str) -> Address:
     return Address(local, parse_domain(rest[1:]))
 
 
+def written(address: Address) -> str:
+    """The address as it stands in a path or a header field: a local part that needs quotes has them again."""
+    local = address.local
+    if not _DOT_STRING.fullmatch(local):
+        local = '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
+    return f"{local}@{address.domain}"
+
+
 def parse_domain(text: str) -> str:
     """A domain or address literal, in lower case."""
     if text.startswith("["):
