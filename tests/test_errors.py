@@ -37,5 +37,10 @@ def test_failures_that_pass_are_not_final():
     }
 
 
+def test_b22_what_is_final_is_never_guessed_from_words():
+    assert reply_to(errors.TemporaryFailure("550 5.1.1 disk at 55.4 %")).code == 451
+    assert reply_to(errors.RecipientUnknown("451 try again")).code == 550
+
+
 def test_s23_a_refusal_stays_on_its_line():
     assert "\r" not in refusal(errors.MessageRefused("a\r\n* BYE")) and "\n" not in refusal(errors.MessageGone("a\nb"))

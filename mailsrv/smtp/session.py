@@ -73,6 +73,7 @@ class SmtpSettings:
     least_rate: float = 500.0  # octets per second of a message
     errors_delayed: int = 10
     errors: int = 20
+    idle_commands: int = 100  # that send no mail, in a row
     hops: int = 100
     login_failures: int = 5
     failure_delay_seconds: float = 2.0
@@ -114,19 +115,20 @@ class Transaction:
 @dataclass(frozen=True, slots=True)
 class Row:
     """What the RFC says of a command: the states it is legal in, and whether it ends a pipelined group (RFC 2920
-    3.1).
+    3.1). `idle`: it brings no message nearer, and its number is limited (S33).
     """
 
     states: State
     run: Callable[[Session, str], None]
     ends_group: bool = False
     octets: int = wire.COMMAND_OCTETS
+    idle: bool = False
 
 
 class Session:
     __slots__ = (
-        "_errors", "_failures", "_stopping", "_waiting", "account", "extended", "helo_name", "id", "services",
-        "settings", "state", "stream", "transaction",
+        "_errors", "_failures", "_idle_commands", "_stopping", "_waiting", "account", "extended", "helo_name", "id",
+        "services", "settings", "state", "stream", "transaction",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, services: Services) -> None:
@@ -137,7 +139,7 @@ class Session:
         self.transaction: Transaction | None = None
         self.extended = False
         self.helo_name = ""
-        self._errors = self._failures = 0
+        self._errors = self._failures = self._idle_commands = 0
         self._waiting = self._stopping = False
 
     # -------------------------------------------------------------- life
@@ -212,6 +214,11 @@ class Session:
         if row is None:
             self._error(Reply(500, "5.5.1", "Command not recognised"))
             return
+        if row.idle:
+            self._idle_commands += 1
+            if self._idle_commands > self.settings.idle_commands:
+                log.info("too many commands", session=self.id, peer=self.stream.peer)
+                raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many commands without a message"))
         if len(line) + 2 > row.octets:
             self._error(Reply(500, "5.5.2", "The command line is too long"))
             return
@@ -454,7 +461,7 @@ class Session:
                 return
             accepted = incoming.commit(accepted_at)
         # The client forgets the message on 250: every recipient's copy is on disk by now (RFC 5321 6.1).
-        self._errors = 0
+        self._errors = self._idle_commands = 0
         self.reply(250, "2.0.0", f"Accepted as {accepted.id}")
 
 
@@ -572,17 +579,17 @@ def _decode(text: str) -> bytes:
 
 
 COMMANDS: dict[str, Row] = {
-    "EHLO": Row(ANY, Session.ehlo, ends_group=True),  # RFC 5321 4.1.1.1
-    "HELO": Row(ANY, Session.greet_plainly, ends_group=True),
+    "EHLO": Row(ANY, Session.ehlo, ends_group=True, idle=True),  # RFC 5321 4.1.1.1
+    "HELO": Row(ANY, Session.greet_plainly, ends_group=True, idle=True),
     "STARTTLS": Row(ANY, Session.start_tls, ends_group=True),  # RFC 3207
     "AUTH": Row(State.READY, Session.auth, ends_group=True, octets=wire.AUTH_OCTETS),  # RFC 4954
     "MAIL": Row(State.READY, Session.mail, octets=wire.MAIL_OCTETS),  # 4.1.1.2
     "RCPT": Row(State.MAIL | State.RCPT, Session.rcpt, octets=wire.MAIL_OCTETS),  # 4.1.1.3
     "DATA": Row(State.RCPT, Session.data),  # 4.1.1.4; ends its group in the handler
-    "RSET": Row(ANY, Session.rset),  # 4.1.1.5
-    "VRFY": Row(ANY, Session.vrfy),  # 4.1.1.6
+    "RSET": Row(ANY, Session.rset, idle=True),  # 4.1.1.5
+    "VRFY": Row(ANY, Session.vrfy, idle=True),  # 4.1.1.6
     "EXPN": Row(ANY, Session.refuse_command),  # 4.1.1.7
-    "HELP": Row(ANY, Session.help),  # 4.1.1.8
-    "NOOP": Row(ANY, Session.noop),  # 4.1.1.9
+    "HELP": Row(ANY, Session.help, idle=True),  # 4.1.1.8
+    "NOOP": Row(ANY, Session.noop, idle=True),  # 4.1.1.9
     "QUIT": Row(ANY, Session.quit),  # 4.1.1.10
 }

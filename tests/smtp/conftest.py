@@ -89,6 +89,7 @@ def dial() -> Iterator[Callable[..., Client]]:
 
     def start(server: Any, service: str = "smtp", *, user: str = "", hello: bool = True, tls: bool = False) -> Client:
         client = Client(server.connect(service))
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         clients.append(client)
         assert client.reply().startswith(b"220 mx.example.com ")
         if hello:

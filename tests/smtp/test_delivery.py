@@ -5,7 +5,9 @@ answered with 250.
 import errno
 import re
 import socket
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -280,6 +282,43 @@ def test_b19_a_disk_that_fails_at_any_step_leaves_nothing(
     client.begin(*addresses)
     assert client.say(text + b".").startswith(b"250 ")
     assert len(traces(serving)) == 2 * len(before)
+
+
+@pytest.mark.parametrize("text", [BIG, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("others", [(), ("bo@example.com",)], ids=["alone", "with another"])
+def test_f10_250_only_when_the_directory_is_synced(serving, dial, traces, failing, text, others):
+    client = dial(serving)
+    client.begin("ann@example.com", *others)
+    client.say(b"Subject: first\r\n\r\n.")
+    before = traces(serving)
+    failing("fsync", "/ann/Maildir/new", errno.EIO)
+    client.begin("ann@example.com", *others)
+    assert client.say(text + b".").startswith(b"451 4.3.0 ")
+    assert traces(serving) == before
+
+
+def test_f10_the_steps_before_250_are_in_the_order_that_lasts(serving, dial):
+    client = dial(serving)
+    client.begin("ann@example.com")
+    client.say(b"Subject: first\r\n\r\n.")
+    steps = []
+    files.on_step(lambda name, path: steps.append((name, path.rpartition("/Maildir/")[2].partition("/")[0])))
+    try:
+        client.begin("ann@example.com")
+        assert client.say(b"Subject: x\r\n\r\n.").startswith(b"250 ")
+        assert steps == [("create", "tmp"), ("fsync", "tmp"), ("rename", "new"), ("fsync", "new")]
+    finally:
+        files.on_step(None)
+
+
+def test_f05_accounts_that_cannot_be_asked_are_a_temporary_failure(serving, dial):
+    client = dial(serving)
+    client.say("MAIL FROM:<x@elsewhere.org>")
+    with closing(sqlite3.connect(serving.settings.accounts_path, isolation_level=None)) as database:
+        database.execute("ALTER TABLE users RENAME TO hidden")
+        assert client.say("RCPT TO:<ann@example.com>").startswith(b"451 4.3.0 ")
+        database.execute("ALTER TABLE hidden RENAME TO users")
+    assert client.say("RCPT TO:<ann@example.com>").startswith(b"250 ")
 
 
 def test_s17_commands_in_a_text_that_cannot_be_written_are_not_executed(serving, dial, traces, failing):

@@ -243,6 +243,19 @@ def test_s33_s19_errors_slow_the_session(serving, talk):
     assert fast < 0.2 <= time.monotonic() - begun
 
 
+@pytest.mark.parametrize("command", ["NOOP", "RSET", "VRFY x", "HELP", "EHLO c", "HELO c"])
+def test_s33_commands_that_bring_no_mail_are_counted(serving, talk, command):
+    client = talk(idle_commands=5)  # the first EHLO is one
+    for _ in range(4):
+        assert client.say(command)[:1] == b"2"
+    client.begin("ann@example.com")
+    assert client.say("S: x\r\n\r\n.").startswith(b"250 ")
+    for _ in range(5):
+        assert client.say(command)[:1] == b"2"
+    client.send(command.encode() + b"\r\n")
+    assert client.rest() == b"421 4.7.0 mx.example.com Too many commands without a message\r\n"
+
+
 def test_s33_an_accepted_message_forgives(serving, talk):
     client = talk(errors=3)
     for _ in range(3):
@@ -339,7 +352,7 @@ def test_s16_a_text_that_trickles_has_a_total_deadline(serving, talk, traces):
 
 
 def test_s16_a_client_that_does_not_read(serving, talk):
-    client = talk(write_seconds=0.3)
+    client = talk(write_seconds=0.3, idle_commands=10**9)
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.sock.settimeout(5)
     with pytest.raises(ConnectionError):
