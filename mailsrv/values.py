@@ -148,6 +148,11 @@ class Appended:
     uidvalidity: int
     modseq: int
     size: int
+    flags: int = 0
+    keywords: int = 0
+    keyword_names: tuple[str, ...] = ()
+    previous_modseq: int = 0  # of the mailbox before this: whoever knows all up to it knows all now
+    recent: tuple[int, int] = (0, 0)  # the UIDs claimed as recent with it, half-open
     durable_at: float = 0.0  # time.monotonic() when its file was synced
     committed_at: float = 0.0  # time.monotonic() when its row was committed
 

@@ -35,7 +35,7 @@ def idle(session: Session, command: v.Command) -> str:
     try:
         while True:
             wake.clear()  # before looking: whatever happens from here on sets it again
-            _tell(session)
+            session.tell(expunges=True, at_once=True)
             if session.stream.pending:
                 break
             with session.waiting():
@@ -56,11 +56,6 @@ def idle(session: Session, command: v.Command) -> str:
     if line.upper() != b"DONE":
         raise WireError("Expected DONE")
     return "IDLE completed"
-
-
-def _tell(session: Session) -> None:
-    session.tell(expunges=True)
-    session.stream.flush()
 
 
 def _until_heartbeat(session: Session) -> float:

@@ -199,8 +199,8 @@ class Session:
             self.view = self.wake = None
             self.state = State.AUTHENTICATED
 
-    def tell(self, *, expunges: bool) -> None:
-        """Queue what changed in the selected mailbox; it goes out with the completion (R3, R5)."""
+    def tell(self, *, expunges: bool, at_once: bool = False) -> None:
+        """Queue what changed in the selected mailbox; it goes out with the completion (R3, R5), or `at_once`."""
         view = self.view
         if view is None:
             return
@@ -212,10 +212,15 @@ class Session:
             lines = view.tell(expunges=expunges)
         except ViewBroken as broken:
             raise Bye(f"The mailbox has to be opened anew: {broken}") from None
-        if view.count > known and view.claim_recent():
-            lines.append(b"* %d RECENT\r\n" % view.recent_count())
         if lines:
             self.stream.queue(b"".join(lines))
+        if view.count > known:
+            if at_once and not view.mailbox.recent_is_known:
+                self.stream.flush()  # the news does not wait for whose they are
+            if view.claim_recent():
+                self.stream.queue(b"* %d RECENT\r\n" % view.recent_count())
+        if at_once:
+            self.stream.flush()
         if view.cursor > cursor:
             view.mailbox.told(view.cursor)
 

@@ -43,6 +43,7 @@ class View:
         self.pending: set[int] = set()  # expunged, the client does not know
         self.silenced: dict[int, int] | None = None  # uid -> modseq of a change of our own not to be told
         self.uses_uid = False
+        mailbox.writers += not read_only
 
     # -------------------------------------------------------------- numbers
 
@@ -101,14 +102,13 @@ class View:
         """Take over messages no session was told of as recent; True if there were any. EXAMINE takes none (R12)."""
         if self.read_only:
             return False
-        first, last = self.mailbox.claim_recent()
-        if first >= last:
-            return False
-        if self.recent and self.recent[-1][1] == first:
-            self.recent = (*self.recent[:-1], (self.recent[-1][0], last))
-        else:
-            self.recent = (*self.recent, (first, last))
-        return True
+        claimed = self.mailbox.claim_recent()
+        for first, last in claimed:
+            if self.recent and self.recent[-1][1] == first:
+                self.recent = (*self.recent[:-1], (self.recent[-1][0], last))
+            else:
+                self.recent = (*self.recent, (first, last))
+        return bool(claimed)
 
     # -------------------------------------------------------------- telling
 
@@ -181,6 +181,7 @@ class View:
         self.silenced = {**(self.silenced or {}), **dict.fromkeys(uids, modseq)}
 
     def close(self) -> None:
+        self.mailbox.writers -= not self.read_only
         self.subscription.close()
         self.mailbox.close()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -29,12 +29,13 @@ from mailsrv import log
 from mailsrv.errors import MailboxNotFound, ModSeqTooOld
 from mailsrv.mail.notify import Registry, Subscription
 from mailsrv.store.account import AccountStore, Incoming, Prepare, Staged
-from mailsrv.store.files import offload
+from mailsrv.store.files import offload, sync_seconds
 from mailsrv.store.names import INBOX
 from mailsrv.values import (
     Account,
     AccountId,
     Appended,
+    Changed,
     Copied,
     Delta,
     FlagOp,
@@ -57,6 +58,9 @@ KEPT_CLOSED_MESSAGES = 300_000
 LOG_LENGTH = 4096
 HOPS_KEPT = 64
 HOPS_SECONDS = 1.0
+LEAST_AT_ONCE, MOST_AT_ONCE = 2, 16  # deliveries
+WORK_SECONDS = 0.0015  # of a delivery, about, besides its syncs
+PATIENCE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +90,14 @@ class Mailbox:
 
     __slots__ = (
         "_account",
+        "_claimed",
         "_hops",
         "_last_question",
         "_lock",
         "_log",
         "_log_floor",
         "_owner",
+        "_recent_below",
         "_stale",
         "flags",
         "generation",
@@ -106,12 +112,16 @@ class Mailbox:
         "uidnext",
         "uids",
         "uidvalidity",
+        "writers",
     )  # fmt: skip
 
     def __init__(self, owner: Mailboxes, account: AccountMail, info: MailboxInfo, snapshot: Snapshot) -> None:
         self._owner, self._account = owner, account
         self.id, self.name, self.uidvalidity = info.id, info.name, info.uidvalidity
         self.sessions = 0
+        self.writers = 0  # sessions that are not read-only: one of them is told first that a message is recent
+        self._claimed: list[tuple[int, int]] | None = None
+        self._recent_below = 0  # UIDs below it were claimed as recent, here or in another process
         self.gone = False
         self.generation = 0
         self._stale = False
@@ -166,6 +176,21 @@ class Mailbox:
             self.gone = True
         else:
             self._apply(delta)
+
+    def take(self, appended: Appended) -> bool:
+        """A commit of this process, taken over as it is if it is the very next one; False: the index must be asked.
+
+        The modseqs are a chain: whoever knows everything up to `previous_modseq` knows everything now.
+        """
+        if appended.recent != (0, 0):
+            self._claimed = [*(self._claimed or ()), appended.recent]
+            self._recent_below = appended.recent[1]
+        busy = self._stale or (self._lock is not None and self._lock.locked())
+        if busy or appended.previous_modseq != self.highest_modseq:
+            return False
+        one = Changed(appended.uid, appended.flags, appended.keywords, appended.modseq)
+        self._apply(Delta([one], [], appended.keyword_names, appended.uid + 1, appended.modseq))
+        return True
 
     def _apply(self, delta: Delta) -> None:
         # No switch here: other sessions see the state before or after, never between.
@@ -310,8 +335,22 @@ class Mailbox:
         """Run something expensive in a thread, within this account's share of the pool."""
         return self._account.run(fn, *args, **kwargs)
 
-    def claim_recent(self) -> tuple[int, int]:
-        return self._account.run(self._account.store.claim_recent, self.id.number)
+    def claim_recent(self) -> list[tuple[int, int]]:
+        """Ranges of UIDs (half-open) that no session was told of as recent; the caller is, now."""
+        claimed, self._claimed = self._claimed or [], None
+        before, self._recent_below = self._recent_below, max(self._recent_below, self.uidnext)  # others need not ask
+        if before < self.uidnext:
+            try:
+                claimed.append(self._account.run(self._account.store.claim_recent, self.id.number))
+            except BaseException:
+                self._recent_below = before
+                raise
+        return [(first, last) for first, last in claimed if first < last]
+
+    @property
+    def recent_is_known(self) -> bool:
+        """Whether `claim_recent` answers without asking the index."""
+        return self._recent_below >= self.uidnext
 
     def store_flags(
         self, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str], unchanged_since: int | None = None
@@ -386,6 +425,15 @@ class AccountMail:
         with self._threads:
             return offload(fn, *args, **kwargs)
 
+    def _run_delivery(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._threads, self._owner.gate:
+            return offload(fn, *args, **kwargs)
+
+    def _claims(self, number: int) -> bool:
+        """Whether a session of this process is about to be told of what arrives there."""
+        state = self._owner.find_open(MailboxId(self.account.id, number))
+        return state is not None and state.writers > 0
+
     def mailboxes(self) -> list[MailboxInfo]:
         return self.run(self.store.mailboxes)
 
@@ -437,23 +485,70 @@ class AccountMail:
         """APPEND: durable and announced when this returns."""
         accepted_at = time.monotonic()
         number = self.find(name).id.number
-        appended = self.run(
+        appended = self._run_delivery(
             self.store.append, number, message, flags=flags, keywords=keywords, internal_date=internal_date,
-            quota_bytes=self.account.quota_bytes,
+            quota_bytes=self.account.quota_bytes, claim_recent=self._claims(number),
         )  # fmt: skip
         self._owner.announce(appended, accepted_at)
         return appended
 
     def stage(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Staged:
         quota = self.account.quota_bytes
-        return self.run(self.store.stage, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
+        return self._run_delivery(self.store.stage, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
 
     def place(self, staged: Staged) -> Appended:
-        return self.run(self.store.place, staged)
+        return self._run_delivery(self.store.place, staged, claim_recent=self._claims(staged.number))
 
     def deliver(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Appended:
         quota = self.account.quota_bytes
-        return self.run(self.store.append, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
+        return self._run_delivery(
+            self.store.append, number, message, prefix=prefix, flags=flags, quota_bytes=quota,
+            claim_recent=self._claims(number),
+        )  # fmt: skip
+
+
+class Gate:
+    """How many deliveries are at work at once: enough to hide the disk's latency, few enough not to fight over the
+    interpreter (with ten at once on a disk that syncs in half a millisecond, a mail costs half as much again).
+
+    Nobody waits for longer than PATIENCE_SECONDS: one mailbox that hangs holds up no other.
+    """
+
+    def __init__(self, sync_seconds: Callable[[], float]) -> None:
+        self._sync_seconds = sync_seconds
+        self._inside = 0
+        self._waiting: deque[Event] = deque()
+
+    @property
+    def width(self) -> int:
+        return min(MOST_AT_ONCE, LEAST_AT_ONCE + int(self._sync_seconds() / WORK_SECONDS))
+
+    def __enter__(self) -> None:
+        if self._inside < self.width and not self._waiting:
+            self._inside += 1
+            return
+        turn = Event()
+        self._waiting.append(turn)
+        try:
+            turn.wait(PATIENCE_SECONDS)
+        except BaseException:
+            if turn.is_set():
+                self._leave()
+            else:
+                self._waiting.remove(turn)
+            raise
+        if not turn.is_set():
+            self._waiting.remove(turn)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        while self._waiting and self._inside < self.width:
+            self._inside += 1
+            self._waiting.popleft().set()
 
 
 class Mailboxes:
@@ -464,6 +559,7 @@ class Mailboxes:
         on_open: Callable[[Mailbox, str], None] | None = None, on_close: Callable[[Mailbox], None] | None = None,
     ) -> None:  # fmt: skip
         self.registry = registry
+        self.gate = Gate(sync_seconds)
         self._prepare, self._host = prepare, host
         self._accounts: OrderedDict[AccountId, AccountMail] = OrderedDict()  # least recently used first
         self._open: dict[MailboxId, Mailbox] = {}
@@ -543,8 +639,8 @@ class Mailboxes:
         while self._closed and (len(self._closed) > KEPT_CLOSED or total > KEPT_CLOSED_MESSAGES):
             total -= len(self._closed.popitem(last=False)[1].uids)
 
-    def open_mailboxes(self) -> list[Mailbox]:
-        return list(self._open.values())
+    def find_open(self, mailbox: MailboxId) -> Mailbox | None:
+        return self._open.get(mailbox)
 
     def reconcile(self, state: Mailbox) -> None:
         """Another program may have changed the mailbox: look, and announce what is found."""
@@ -554,9 +650,11 @@ class Mailboxes:
     def announce(self, appended: Appended, accepted_at: float) -> None:
         """A message was committed: remember its hops if somebody watches, and publish."""
         state = self._open.get(appended.mailbox)
-        if state is not None:
-            state.note_commit(appended, accepted_at)
-        self.registry.publish(appended.mailbox)
+        if state is None:
+            self.registry.publish(appended.mailbox)
+            return
+        state.note_commit(appended, accepted_at)
+        self.registry.publish(appended.mailbox, known=state.take(appended))
 
 
 def _milliseconds(seconds: float) -> float:

@@ -53,9 +53,15 @@ class Registry:
     def watchers(self, mailbox: MailboxId) -> int:
         return len(self._subscriptions.get(mailbox, ()))
 
-    def publish(self, mailbox: MailboxId) -> None:
-        """The mailbox changed, by this process: wake who watches it here, and tell the other processes."""
-        self.changed(mailbox)
+    def publish(self, mailbox: MailboxId, *, known: bool = False) -> None:
+        """The mailbox changed, by this process: wake who watches it here, and tell the other processes.
+
+        `known`: the mailbox's state here has the change already, so nothing is stale.
+        """
+        if known:
+            self._wake(mailbox)
+        else:
+            self.changed(mailbox)
         for hook in self.on_publish:
             hook(mailbox)
 
@@ -63,6 +69,9 @@ class Registry:
         """The mailbox changed, wherever: wake who watches it in this process."""
         for hook in self.on_change:
             hook(mailbox)
+        self._wake(mailbox)
+
+    def _wake(self, mailbox: MailboxId) -> None:
         # No switch here: Event.set only schedules the greenlets that wait.
         for subscription in self._subscriptions.get(mailbox, {}).values():
             subscription.event.set()

@@ -1,10 +1,10 @@
 """Hears of other programs' changes in open mailboxes, by inotify, and has them looked at.
 
-One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own changes raise events as well;
-the look they cause is two `stat` calls, since a change of ours records the mtimes it leaves. Looks are merged: the
-first event of a mailbox is looked at at once, further ones while that look is under way cause one more. Where
-inotify is not to be had (its limits are per user and may be used up) the mailboxes are looked at every few seconds
-instead.
+One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own deliveries are known by their
+names; other changes of ours cause a look that is two `stat` calls, since a change of ours records the mtimes it
+leaves. Looks are merged: the first event of a mailbox is looked at at once, further ones while that look is under way
+cause one more. Where inotify is not to be had (its limits are per user and may be used up) the mailboxes are looked at
+every few seconds instead.
 
 Imports: mail.mailbox, log, gevent.    inotify(7).
 """
@@ -21,6 +21,7 @@ from gevent.hub import get_hub
 from mailsrv import log
 from mailsrv.errors import MailError
 from mailsrv.mail.mailbox import Mailbox, Mailboxes
+from mailsrv.store.files import placed
 from mailsrv.values import MailboxId
 
 _CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
@@ -98,7 +99,10 @@ class Watch:
         offset = 0
         while offset + _EVENT.size <= len(data):
             number, mask, _, length = _EVENT.unpack_from(data, offset)
+            name = data[offset + _EVENT.size : offset + _EVENT.size + length].rstrip(b"\0")
             offset += _EVENT.size + length
+            if mask & _MOVED_TO and placed.take(os.fsdecode(name)):
+                continue  # our own delivery, known already
             if mask & _OVERFLOW:
                 touched.update(dict.fromkeys(self._states))
             elif mask & _IGNORED:

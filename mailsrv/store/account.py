@@ -183,14 +183,14 @@ class AccountStore(Folders):
 
     def append(
         self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
-        internal_date: int | None = None, quota_bytes: int = 0,
+        internal_date: int | None = None, quota_bytes: int = 0, claim_recent: bool = False,
     ) -> Appended:  # fmt: skip
         """Stage and place in one task."""
         staged = self.stage(
             number, message, prefix=prefix, flags=flags, keywords=keywords, internal_date=internal_date,
             quota_bytes=quota_bytes,
         )  # fmt: skip
-        return self.place(staged)
+        return self.place(staged, claim_recent=claim_recent)
 
     def stage(
         self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
@@ -218,8 +218,7 @@ class AccountStore(Folders):
                     os.utime(fd, (internal_date, internal_date))
                 prepared = self._prepare(prefix + text) if text is not None and len(text) <= PREPARE_BYTES else None
                 files.step("fsync", path)
-                os.fsync(fd)  # the message itself survives a power cut from here on
-                size = os.fstat(fd).st_size
+                files.sync(fd)  # the message itself survives a power cut from here on
             durable_at = _monotonic()
         except BaseException:
             if path:
@@ -229,6 +228,7 @@ class AccountStore(Folders):
             if fd >= 0:
                 os.close(fd)
         date = int(self._clock()) if internal_date is None else internal_date
+        size = len(prefix) + message.size
         return Staged(number, path, size, flags, tuple(keywords), date, quota_bytes, prepared, durable_at)
 
     def _ensure_open(self) -> None:
@@ -236,8 +236,11 @@ class AccountStore(Folders):
             with self._reading():
                 pass
 
-    def place(self, staged: Staged) -> Appended:
-        """Give the staged file its UID and its name; durable when this returns. On failure the file is removed."""
+    def place(self, staged: Staged, *, claim_recent: bool = False) -> Appended:
+        """Give the staged file its UID and its name; durable when this returns. On failure the file is removed.
+
+        `claim_recent`: a session of the caller's is about to be told, so the message is not recent for any other one.
+        """
         target = ""
         try:
             with self._writing() as index:
@@ -246,15 +249,20 @@ class AccountStore(Folders):
                     raise OverQuota("The mailbox is full")
                 keywords = self._keyword_bits(record, staged.keywords)
                 uid = self._take_uids(record, 1)
-                before = self._mtimes(record)
+                in_new = not staged.flags and not keywords
+                before = self._mtime(record, in_new)
                 now = self._clock()
                 base = f"{files.unique_part(now)}.{self._host},S={staged.size},U={record.uidvalidity}-{uid}"
-                in_new = not staged.flags and not keywords
                 folder = self.folder(record.directory)
                 path = f"{folder}/{names.path_of(base, staged.flags, keywords, '', in_new)}"
+                if in_new:
+                    files.placed.add(base)
                 files.rename_noreplace(staged.path, path)
                 target = path
-                modseq = self._next_modseq(record)
+                previous_modseq, modseq = record.highest_modseq, self._next_modseq(record)
+                recent = (record.recent_uid, record.uidnext) if claim_recent else (0, 0)
+                if claim_recent:
+                    record.recent_uid = record.uidnext
                 message = MessageRecord(
                     uid, base, int(in_new), staged.flags, keywords, "", modseq, staged.size, staged.internal_date,
                     int(now), 0,
@@ -263,7 +271,11 @@ class AccountStore(Folders):
                 if staged.prepared is not None:
                     index.put_prepared(record.number, [(uid, staged.prepared)])
                 _count(record, message, +1)
-                self._note_mtimes(record, before)
+                # No other directory was touched; somebody else's change that is still to be found stays to be found.
+                if in_new and before == record.new_mtime:
+                    record.new_mtime = self._mtime(record, in_new)
+                elif not in_new and before == record.cur_mtime:
+                    record.cur_mtime = self._mtime(record, in_new)
                 index.put_mailbox(record)
             committed_at = _monotonic()
             with files.storage_errors("Syncing the mailbox"):
@@ -276,8 +288,8 @@ class AccountStore(Folders):
                 self._after_failure(staged.number)
             raise
         return Appended(
-            MailboxId(self.account, staged.number), uid, record.uidvalidity, modseq, staged.size, staged.durable_at,
-            committed_at,
+            MailboxId(self.account, staged.number), uid, record.uidvalidity, modseq, staged.size, staged.flags,
+            keywords, record.keywords, previous_modseq, recent, staged.durable_at, committed_at,
         )  # fmt: skip
 
     def discard(self, staged: Staged) -> None:

@@ -118,7 +118,7 @@ class StoreBase:
     def _writing(self) -> Iterator[SqliteIndex]:
         """The index inside a transaction, this account locked against every other writer of every process."""
         with self._mutex, files.storage_errors("Writing the mail store"):
-            index = self._connected()
+            index = self._connected(verified=False)  # once it is locked, below
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
             try:
                 index = self._same_file(index)
@@ -131,12 +131,12 @@ class StoreBase:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         _open_indexes.used(self)
 
-    def _connected(self) -> SqliteIndex:
+    def _connected(self, *, verified: bool = True) -> SqliteIndex:
         if self._pid != os.getpid():  # after a fork: the parent's connection and lock are not ours to use
             self._index, self._lock_fd, self._pid = None, -1, os.getpid()
         if self._index is None:
             self._open()
-        else:
+        elif verified:
             self._index = self._same_file(self._index)
         assert self._index is not None
         return self._index
@@ -367,6 +367,13 @@ class StoreBase:
                 record.number, record.uidvalidity, record.uid_mark, record.keywords, record.special_use
             ),
         )
+
+    def _mtime(self, record: MailboxRecord, in_new: bool) -> int:
+        folder = self.folder(record.directory)
+        try:
+            return os.stat(f"{folder}/{'new' if in_new else 'cur'}").st_mtime_ns
+        except FileNotFoundError:
+            return self._mtimes(record)[in_new]
 
     def _mtimes(self, record: MailboxRecord) -> tuple[int, int]:
         folder = self.folder(record.directory)

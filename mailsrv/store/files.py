@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 POOL_THREADS = 24
 _NativeLock = get_original("threading", "Lock")
+_monotonic: Callable[[], float] = get_original("time", "monotonic")
 _pool: tuple[int, ThreadPool] | None = None
 
 
@@ -118,12 +119,28 @@ def unlink_quietly(path: str) -> None:
         pass
 
 
+_sync_seconds = 0.0
+
+
+def sync(fd: int) -> None:
+    """fsync, and remember how long it takes on this disk."""
+    global _sync_seconds
+    begun = _monotonic()
+    os.fsync(fd)
+    _sync_seconds += (_monotonic() - begun - _sync_seconds) / 16  # a lost update of another thread does no harm
+
+
+def sync_seconds() -> float:
+    """How long a sync takes lately: a running mean of this process."""
+    return _sync_seconds
+
+
 def sync_directory(path: str) -> None:
     """The names in a directory survive a power cut from here on."""
     step("fsync", path)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -180,6 +197,7 @@ def storage_errors(what: str) -> Iterator[None]:
 
 MEMORY_BYTES = 256 * 1024
 COPY_BYTES = 1024 * 1024
+MOST_PLACED = 4096
 
 
 class Incoming:
@@ -272,6 +290,26 @@ def unique_part(now: float) -> str:
         count = _counter
     seconds = int(now)
     return f"{seconds}.M{int((now - seconds) * 1e6):06d}P{os.getpid()}Q{count}R{os.urandom(4).hex()}"
+
+
+class _Placed:
+    """Names this process has just given to files in new/, so that its own deliveries need not be looked into twice."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+
+    def add(self, name: str) -> None:
+        self._names[name] = None
+        if len(self._names) > MOST_PLACED:  # of mailboxes that nobody watches
+            for old in list(self._names)[: MOST_PLACED // 2]:
+                self._names.pop(old, None)
+
+    def take(self, name: str) -> bool:
+        """Whether the name is one of them; it is forgotten."""
+        return self._names.pop(name, self) is None
+
+
+placed = _Placed()
 
 
 def temporary_name(directory: str) -> str:

@@ -55,6 +55,10 @@ _MAILBOX = (
     "number, directory, name, uidvalidity, uidnext, uid_mark, keywords, special_use, highest_modseq, recent_uid, "
     "messages, unseen, deleted, size, cur_mtime, new_mtime, expunged_floor, boot"
 )
+_PUT_MAILBOX = (  # not REPLACE, which would also delete and insert again in the index of directories
+    f"INSERT INTO mailboxes VALUES ({','.join('?' * 18)}) ON CONFLICT (number) DO UPDATE SET "
+    + ", ".join(f"{name}=excluded.{name}" for name in _MAILBOX.split(", ")[1:])
+)
 _PREPARED = "envelope, bodystructure, fields, sent_day, message_id, subject, from_, to_, cc, bcc"
 _SEARCHED = {"subject": "subject", "from_": "from_", "to": "to_", "cc": "cc", "bcc": "bcc", "message_id": "message_id"}
 
@@ -147,7 +151,7 @@ class SqliteIndex(Index):
 
     def put_mailbox(self, record: MailboxRecord) -> None:
         self._db.execute(
-            "INSERT OR REPLACE INTO mailboxes VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            _PUT_MAILBOX,
             (
                 record.number, record.directory, record.name, record.uidvalidity, record.uidnext, record.uid_mark,
                 json.dumps(record.keywords), record.special_use, record.highest_modseq, record.recent_uid,
