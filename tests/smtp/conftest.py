@@ -128,7 +128,9 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
     """
     made: list[tuple[Client, Any]] = []
 
-    def start(server: Any, *, submission: bool = False, first: bytes = b"", **settings: Any) -> tuple[Client, Session]:
+    def start(
+        server: Any, *, submission: bool = False, first: bytes = b"", peer: str = "192.0.2.7", **settings: Any
+    ) -> tuple[Client, Session]:
         settings.setdefault("failure_delay_seconds", 0.0)
         ours, theirs = socket.socketpair()
         ours.settimeout(10)
@@ -142,7 +144,7 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
             None,
             SmtpSettings(**settings),
         )
-        stream = (Tls if submission else Stream)(theirs, "192.0.2.7")
+        stream = (Tls if submission else Stream)(theirs, peer)
         session = Session(stream, services)
         client = Client(ours)
         made.append((client, gevent.spawn(session.run)))

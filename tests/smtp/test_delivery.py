@@ -73,6 +73,16 @@ def test_received_names_the_protocol(serving, dial, inbox, service, helo, user, 
     assert f" with {protocol} id ".encode() in inbox(serving, "bo")[0]
 
 
+@pytest.mark.parametrize(("peer", "literal"), [("192.0.2.7", "[192.0.2.7]"), ("2001:db8::7", "[IPv6:2001:db8::7]")])
+def test_received_names_the_peer_as_a_literal(serving, pair, inbox, peer, literal):
+    client, _ = pair(serving, peer=peer)
+    client.reply()
+    client.say("EHLO [IPv6:2001:db8::1]")
+    client.begin("ann@example.com")
+    assert client.say(b"Subject: x\r\n\r\n.").startswith(b"250")
+    assert f"\r\nReceived: from [IPv6:2001:db8::1] ({literal})\r\n".encode() in inbox(serving, "ann")[0]
+
+
 def test_s13_null_sender_has_an_empty_return_path_and_one_recipient(serving, dial, inbox):
     client = dial(serving)
     client.say("MAIL FROM:<>", "RCPT TO:<ann@example.com>")
