@@ -3,7 +3,7 @@
 A configuration is YAML in sections. All that is wrong with it is told at once, each with file, line, what was expected
 and, for an unknown name, the nearest one there is.
 
-Imports: yaml.
+Imports: yaml, gevent.monkey.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from gevent.monkey import get_original
 
 DEFAULT_PATH = "/etc/mailsrv/mailsrv.yaml"
 INSTEAD = "try `mailsrv quickstart`, or begin with the output of `mailsrv config sample`"
@@ -104,10 +105,22 @@ def _read_optional_path(value: Any) -> str:
 
 def _read_host(value: Any) -> str:
     if value in (None, ""):
-        return socket.getfqdn()
+        return _own_name()
     if not isinstance(value, str) or len(value) > 253 or not all(_is_label(label) for label in value.split(".")):
         raise _Wrong(HOST.expects)
     return value.lower()
+
+
+def _own_name() -> str:
+    """The full name of this machine, as far as it knows."""
+    name = os.uname().nodename
+    if "." not in name:
+        # The resolver itself, not gevent's: that would start threads, and a supervisor forks after this.
+        try:
+            name = get_original("socket", "getaddrinfo")(name, None, flags=socket.AI_CANONNAME)[0][3] or name
+        except OSError:
+            pass
+    return name.lower()
 
 
 def _is_label(label: str) -> bool:
@@ -273,7 +286,7 @@ def parse(text: str, path: str = "<text>") -> Config:
         mark = getattr(failure, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
         raise ConfigError([f"{where}: not YAML: {getattr(failure, 'problem', None) or failure}"]) from None
-    values = {setting.name: setting.kind.read(setting.default) for setting in SETTINGS}
+    values: dict[str, Any] = {}
     problems: list[str] = []
     seen: dict[str, int] = {}
     for name, value, line in _pairs(root, path, problems):
@@ -288,6 +301,9 @@ def parse(text: str, path: str = "<text>") -> Config:
             values[name] = setting.kind.read(value)
         except _Wrong as wrong:
             problems.append(f"{path}:{line}: {name}: expected {wrong}, found {value!r}")
+    for setting in SETTINGS:
+        if setting.name not in values:
+            values[setting.name] = setting.kind.read(setting.default)
     problems += _together(values, path, seen)
     if problems:
         raise ConfigError(problems)

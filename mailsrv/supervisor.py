@@ -13,7 +13,9 @@ import fcntl
 import gc
 import os
 import signal
+import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gevent
@@ -26,7 +28,8 @@ from mailsrv.daemon import Bound, Server, StartError, bind_all, raise_descriptor
 _fork = get_original("os", "fork")
 _waitpid = get_original("os", "waitpid")
 _PR_SET_PDEATHSIG = 1
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+_select = get_original("select", "select")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 STEADY_SECONDS = 10.0  # a worker that lived this long is restarted at once
 LONGEST_PAUSE = 30.0
 KILL_AFTER_SECONDS = 5.0  # beyond the time sessions have for shutting down
@@ -98,7 +101,7 @@ def serve(config: Config) -> None:
             Server(config, bound, context).run()
         else:
             gc.freeze()  # pages the workers share stay shared
-            _Supervisor(config, lambda number: _work(config, bound, context, number)).run()
+            _Supervisor(config, bound, lambda number: _work(config, bound, context, number)).run()
     finally:
         pid_file.release()
         log.flush()
@@ -109,8 +112,12 @@ def _address(one: Bound) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _work(config: Config, bound: list[Bound], context: object, number: int) -> None:
-    Server(config, bound, context, number=number, workers=config["server.workers"]).run()  # type: ignore[arg-type]
+def _work(config: Config, bound: list[Bound], context: ssl.SSLContext | None, number: int) -> None:
+    Server(config, bound, context, number=number, workers=config["server.workers"]).run()
+
+
+def _noted(number: int, frame: object) -> None:
+    """The pipe has it."""
 
 
 @dataclass(slots=True)
@@ -121,22 +128,28 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, config: Config, work: object) -> None:
-        self._config, self._work = config, work
+    def __init__(self, config: Config, bound: list[Bound], work: Callable[[int], None]) -> None:
+        self._config, self._bound, self._work = config, bound, work
         self._workers: dict[int, _Worker] = {}  # by pid
         self._due: dict[int, float] = {}  # number -> when to start it (again)
         self._pauses: dict[int, float] = {}
         self._stopping_since: float | None = None
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # The number of each signal comes through a pipe, whichever thread the kernel gave it to.
+        numbers, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(written)
+        for number in _SIGNALS:
+            signal.signal(number, _noted)
         self._due = dict.fromkeys(range(self._config["server.workers"]), 0.0)
         while self._workers or (self._due and self._stopping_since is None):
             self._start_due()
-            received = signal.sigtimedwait(_SIGNALS, 0.5)
-            if received is not None:
-                self._signal(signal.Signals(received.si_signo))
+            if _select([numbers], [], [], 0.5)[0]:
+                for received in dict.fromkeys(os.read(numbers, 4096)):
+                    self._signal(signal.Signals(received))
             self._reap()
+            if self._stopping_since is not None:
+                self._tell(signal.SIGTERM)  # again, for one that was told before it could hear
             self._kill_slow()
 
     def _start_due(self) -> None:
@@ -156,12 +169,14 @@ class _Supervisor:
             return
         code = 1
         try:
+            signal.set_wakeup_fd(-1)
+            for one in _SIGNALS:
+                signal.signal(one, signal.SIG_DFL)
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != parent:
                 os._exit(0)  # it died before the kernel was asked to tell
             gevent.reinit()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            self._work(number)  # type: ignore[operator]
+            self._work(number)
             code = 0
         except BaseException:
             log.exception("worker failed", worker=number)
@@ -174,7 +189,8 @@ class _Supervisor:
             if self._stopping_since is None:
                 log.info("shutting down", signal=number.name)
                 self._stopping_since = time.monotonic()
-            self._tell(signal.SIGTERM)
+                for one in self._bound:  # else clients would wait in a queue that nobody takes them from
+                    one.socket.close()
         elif number == signal.SIGHUP:
             log.reopen()
             self._tell(signal.SIGHUP)

@@ -260,9 +260,16 @@ def _noop(session: Session, command: v.Command) -> None:
     return None
 
 
+def _look(session: Session, command: v.Command) -> None:
+    """NOOP and CHECK look at the mailbox itself: news of another process or program may still be on its way."""
+    if session.view is not None:
+        session.services.mailboxes.reconcile(session.view.mailbox)
+        session.view.mailbox.mark_stale()
+
+
 COMMANDS: dict[type[v.Command], Row] = {
     v.Capability: Row(ALWAYS, auth.capability),  # RFC 3501 6.1.1
-    v.Noop: Row(ALWAYS, _noop),  # 6.1.2
+    v.Noop: Row(ALWAYS, _look),  # 6.1.2
     v.Logout: Row(ALWAYS, _noop),  # 6.1.3
     v.Id: Row(ALWAYS, auth.identify),  # RFC 2971
     v.StartTls: Row(NOBODY, auth.start_tls),  # 6.2.1
@@ -280,7 +287,7 @@ COMMANDS: dict[type[v.Command], Row] = {
     v.Status: Row(SOMEBODY, mailboxes.status),  # 6.3.10
     v.Append: Row(SOMEBODY, messages.append),  # 6.3.11
     v.Idle: Row(SOMEBODY, idle.idle),  # RFC 2177
-    v.Check: Row(State.SELECTED, _noop),  # 6.4.1: what was acknowledged is durable already
+    v.Check: Row(State.SELECTED, _look),  # 6.4.1: what was acknowledged is durable already
     v.Close: Row(State.SELECTED, mailboxes.close),  # 6.4.2
     v.Unselect: Row(State.SELECTED, mailboxes.unselect),  # RFC 3691
     v.Expunge: Row(State.SELECTED, messages.expunge, writes=True),  # 6.4.3, RFC 4315 2.1
