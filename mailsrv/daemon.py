@@ -157,7 +157,7 @@ class Server:
         services = smtp.Services(
             self.accounts,
             self.passwords,
-            Intake(self.mailboxes),
+            Intake(self.mailboxes, config.mail_root),
             config["server.hostname"],
             submission,
             context,

@@ -9,6 +9,7 @@ Imports: mail.*, store, log, errors, values.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,8 +152,16 @@ class Transaction:
 class Intake:
     """Where SMTP sessions hand over messages."""
 
-    def __init__(self, mailboxes: Mailboxes) -> None:
-        self._mailboxes = mailboxes
+    def __init__(self, mailboxes: Mailboxes, mail_root: str) -> None:
+        self._mailboxes, self._mail_root = mailboxes, mail_root
+
+    def has_room(self, octets: int) -> bool:
+        """Whether the disk has that much left. Where it cannot be asked, storing will tell."""
+        try:
+            disk = os.statvfs(self._mail_root)
+        except OSError:
+            return True
+        return disk.f_bavail * disk.f_frsize >= octets
 
     def open(
         self, recipients: Sequence[Recipient], *, prefix: Callable[[Recipient], bytes], session: str, id: str,

@@ -357,6 +357,8 @@ class Session:
         mail = wire.parse_mail(argument)
         if mail.size is not None and mail.size > self.settings.message_bytes:
             raise MessageTooLarge(f"{mail.size} octets declared")
+        if not self.services.intake.has_room(2 * self.settings.message_bytes):
+            raise Refusal(Reply(452, "4.3.1", "Insufficient system storage"))  # S33
         if self.account is not None:
             accounts = self.services.accounts
             if not accounts.enabled(self.account.id):

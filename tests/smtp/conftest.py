@@ -129,16 +129,22 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
     made: list[tuple[Client, Any]] = []
 
     def start(
-        server: Any, *, submission: bool = False, first: bytes = b"", peer: str = "192.0.2.7", **settings: Any
+        server: Any,
+        *,
+        submission: bool = False,
+        first: bytes = b"",
+        peer: str = "192.0.2.7",
+        kind: int = socket.SOCK_STREAM,
+        **settings: Any,
     ) -> tuple[Client, Session]:
         settings.setdefault("failure_delay_seconds", 0.0)
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(type=kind)
         ours.settimeout(10)
         ours.sendall(first)
         services = Services(
             server.accounts,
             server.server.passwords,
-            Intake(server.server.mailboxes),
+            Intake(server.server.mailboxes, server.settings.mail_root),
             "mx.example.com",
             submission,
             None,

@@ -4,6 +4,7 @@ commands.
 
 import re
 import smtplib
+import socket
 
 import pytest
 
@@ -150,8 +151,10 @@ def test_nothing_after_quit_is_executed(serving, dial, traces):
     assert traces(serving) == []
 
 
-def test_a_pipelined_group_is_answered_in_one_write(serving, dial):
-    client = dial(serving)
+def test_a_pipelined_group_is_answered_in_one_write(serving, pair):
+    client, _ = pair(serving, kind=socket.SOCK_SEQPACKET)  # each write arrives by itself
+    client.reply()
+    client.say("EHLO c")
     client.send(b"MAIL FROM:<x@elsewhere.org>\r\nRCPT TO:<ann@example.com>\r\nRCPT TO:<nobody@example.com>\r\nDATA\r\n")
     data = client.sock.recv(65536)
     assert [line[:3] for line in data.split(b"\r\n")] == [b"250", b"250", b"550", b"354", b""]

@@ -198,6 +198,16 @@ def test_s17_far_too_large_ends_the_connection(serving, talk, traces):
     assert traces(serving) == []
 
 
+def test_s33_mail_waits_while_the_disk_is_nearly_full(serving, talk):
+    """Below twice the largest message nothing is begun: what is under way can still be written."""
+    first = talk()
+    first.begin("ann@example.com")  # the directory of all mail is there from now on
+    assert first.say("S: x\r\n\r\n.").startswith(b"250 ")
+    client = talk(message_bytes=2**59)
+    assert client.say("MAIL FROM:<x@elsewhere.org>") == b"452 4.3.1 Insufficient system storage"
+    assert client.say("RCPT TO:<ann@example.com>").startswith(b"503 ")
+
+
 # ---------------------------------------------------------------- counts (S33)
 
 
