@@ -84,7 +84,10 @@ def _line(stream: Stream, limit: int) -> bytes:
     try:
         return stream.read_line(max(limit, 0))
     except LimitExceeded:
-        stream.discard_line(MOST_DISCARDED)
+        try:
+            stream.discard_line(MOST_DISCARDED)
+        except LimitExceeded:
+            raise Unreadable("The line does not end") from None
         raise WireError("The line is too long") from None
 
 
