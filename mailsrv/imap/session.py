@@ -174,10 +174,7 @@ class Session:
         if word == "BAD":
             self._errors += 1
         self.tell(expunges=row.expunges and not _by_number(command))
-        name = type(command).__name__.upper()
-        if getattr(command, "uid", False):
-            name = f"UID {name}"
-        completion = text if text is not None else f"{name} completed"
+        completion = text if text is not None else f"{_name(command)} completed"
         if self._errors >= MOST_ERRORS:
             raise Bye("Too many errors")
         self.stream.write(b"%b %b %b\r\n" % (tag, word.encode(), completion.encode("utf-8", "replace")))
@@ -249,6 +246,13 @@ def _not_now(row: Row, state: State) -> str:
     if row.states is State.NOT_AUTHENTICATED:
         return "Already logged in"
     return "Select a mailbox first"
+
+
+def _name(command: v.Command) -> str:
+    if isinstance(command, v.List) and command.lsub:
+        return "LSUB"
+    by_uid = command.uids is not None if isinstance(command, v.Expunge) else getattr(command, "uid", False)
+    return f"{'UID ' if by_uid else ''}{type(command).__name__.upper()}"
 
 
 def _by_number(command: v.Command) -> bool:
