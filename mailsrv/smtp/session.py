@@ -244,7 +244,10 @@ class Session:
             return self.stream.read_line(wire.AUTH_OCTETS)
         except LimitExceeded:
             self._waiting = False
-            self.stream.discard_line(1024 * 1024)
+            try:
+                self.stream.discard_line(1024 * 1024)
+            except LimitExceeded:
+                raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} The line does not end")) from None
             raise WireError("The line is too long") from None
         finally:
             self._waiting = False
