@@ -366,7 +366,8 @@ class Session:
             accounts = self.services.accounts
             if not accounts.enabled(self.account.id):
                 raise Refusal(Reply(530, "5.7.0", "Authentication required"))
-            if not accounts.may_send_as(self.account, mail.sender):
+            # The null sender is nobody's: a mail program's read receipts have it (RFC 8098 3).
+            if mail.sender is not None and not accounts.may_send_as(self.account, mail.sender):
                 raise SenderRefused(f"{self.account.address} as {mail.sender}")
         self.transaction = Transaction(mail)
         self.state = State.MAIL
