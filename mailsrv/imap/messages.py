@@ -33,7 +33,7 @@ def resolve(view: View, command: v.Fetch | v.Store | v.Copy | v.Move) -> list[in
     return view.uids_of(command.set)
 
 
-def refuse_expunged(view: View, command: v.Fetch | v.Store | v.Copy | v.Move, gone: bool) -> None:
+def refuse_expunged(view: View, command: v.Fetch | v.Store, gone: bool) -> None:
     """Messages the client can still number were removed by somebody else: say so, never touch a neighbour (R6)."""
     if gone and not command.uid:
         raise Refused("[EXPUNGEISSUED] Some of the messages were expunged by another session")
@@ -150,7 +150,6 @@ def copy(session: Session, command: v.Command) -> str | None:
     if not uids:
         return None
     copied = _transfer(view, command, uids)
-    refuse_expunged(view, command, len(copied.source_uids) < len(uids))
     return f"[{_copyuid(copied)}] COPY completed" if copied.source_uids else None
 
 
@@ -164,14 +163,14 @@ def move(session: Session, command: v.Command) -> str | None:
     moved = _transfer(view, command, uids)
     if moved.source_uids:
         session.stream.queue(b"* OK [%b] Moved\r\n" % _copyuid(moved).encode())
-    refuse_expunged(view, command, len(moved.source_uids) < len(uids))
     return None
 
 
 def _transfer(view: View, command: v.Copy | v.Move, uids: list[int]) -> Copied:
+    """By number all or none: a NO must not leave a part behind (R26, R6). UIDs that are gone are ignored (R9)."""
     try:
         operation = view.mailbox.move if isinstance(command, v.Move) else view.mailbox.copy
-        return operation(uids, command.mailbox)
+        return operation(uids, command.mailbox, whole=not command.uid)
     except MailboxNotFound as missing:
         raise Refused(refusal(missing, "TRYCREATE")) from None
 

@@ -361,18 +361,20 @@ class Mailbox:
             self._owner.registry.publish(self.id)
         return result
 
-    def copy(self, uids: Sequence[int], target: str) -> Copied:
+    def copy(self, uids: Sequence[int], target: str, *, whole: bool = False) -> Copied:
+        """All of those that are there; with `whole` MessageGone unless all are."""
         account = self._account
         to = account.run(account.store.mailbox, target)
-        result = account.run(account.store.copy, self.id.number, uids, to.id.number, account.account.quota_bytes)
+        quota = account.account.quota_bytes
+        result = account.run(account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
         return result
 
-    def move(self, uids: Sequence[int], target: str) -> Copied:
+    def move(self, uids: Sequence[int], target: str, *, whole: bool = False) -> Copied:
         account = self._account
         to = account.run(account.store.mailbox, target)
-        result = account.run(account.store.move, self.id.number, uids, to.id.number)
+        result = account.run(account.store.move, self.id.number, uids, to.id.number, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
             self._owner.registry.publish(self.id)

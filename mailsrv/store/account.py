@@ -392,13 +392,18 @@ class AccountStore(Folders):
 
     # -------------------------------------------------------------- copy, move, expunge
 
-    def copy(self, number: int, uids: Sequence[int], target: int, quota_bytes: int = 0) -> Copied:
-        """Hard links under new names, all of them or none (RFC 3501 6.4.7)."""
-        return self._transfer(number, uids, target, quota_bytes, moving=False)
+    def copy(
+        self, number: int, uids: Sequence[int], target: int, quota_bytes: int = 0, *, whole: bool = False
+    ) -> Copied:
+        """Hard links under new names, all of them or none (RFC 3501 6.4.7).
 
-    def move(self, number: int, uids: Sequence[int], target: int) -> Copied:
-        """Renames, all of them or none (RFC 6851 3.3)."""
-        return self._transfer(number, uids, target, 0, moving=True)
+        UIDs that are not there are ignored; with `whole` they are MessageGone.
+        """
+        return self._transfer(number, uids, target, quota_bytes, moving=False, whole=whole)
+
+    def move(self, number: int, uids: Sequence[int], target: int, *, whole: bool = False) -> Copied:
+        """Renames, all of them or none (RFC 6851 3.3); `whole` as for `copy`."""
+        return self._transfer(number, uids, target, 0, moving=True, whole=whole)
 
     def _move_all(self, source: int, target: int) -> None:
         self.reconcile(source)
@@ -407,7 +412,9 @@ class AccountStore(Folders):
         if uids:
             self.move(source, uids, target)
 
-    def _transfer(self, number: int, uids: Sequence[int], target: int, quota_bytes: int, *, moving: bool) -> Copied:
+    def _transfer(
+        self, number: int, uids: Sequence[int], target: int, quota_bytes: int, *, moving: bool, whole: bool
+    ) -> Copied:
         done: list[tuple[str, str]] = []
         try:
             with self._writing() as index:
@@ -415,6 +422,8 @@ class AccountStore(Folders):
                 same = number == target
                 target_record = source_record if same else self._settled(index, target)
                 messages = index.records(number, uids)
+                if whole and len(messages) < len(uids):
+                    raise MessageGone("Some of the messages were expunged by another session")
                 total = sum(message.size for message in messages)
                 if quota_bytes and not moving and index.usage() + total > quota_bytes:
                     raise OverQuota("The mailbox is full")

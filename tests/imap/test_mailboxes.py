@@ -1,5 +1,5 @@
-"""Mailboxes as such: SELECT and EXAMINE, \\Recent, names, LIST and LSUB, CREATE, DELETE, RENAME, STATUS, and what becomes
-of a session whose mailbox is taken away.
+"""Mailboxes as such: SELECT and EXAMINE, \\Recent, names, LIST and LSUB, CREATE, DELETE, RENAME, STATUS, and what
+becomes of a session whose mailbox is taken away.
 """
 
 import re
