@@ -143,7 +143,7 @@ def _show(event: str, fields: dict[str, Any]) -> None:
     elif event == "pushed":
         several = "" if fields["watchers"] == 1 else f" (last of {fields['watchers']}: {fields['last_ms']} ms)"
         text = (
-            f"pushed     uid {fields['uid']} of {fields['mailbox']}:  {fields['first_ms']} ms after the commit"
+            f"pushed     uid {fields['uid']} of {fields['name']}:  {fields['first_ms']} ms after the commit"
             f"{several}, {fields['since_accepted_ms']} ms after the end of data"
         )
     elif event == "login":
@@ -169,7 +169,7 @@ def _welcome(directory: str, base: int, passwords: dict[str, str]) -> str:
 
 Try it. Watch an inbox in one terminal:
 
-  (printf 'a login {ann} {passwords[ann]}\\r\\nb select inbox\\r\\nc idle\\r\\n'; cat) | \\
+  (printf 'a login {ann} {passwords[ann]}\\nb select inbox\\nc idle\\n'; cat) | \\
     openssl s_client -quiet -crlf -CAfile {ca} -connect localhost:{base + 993}
 
 and send to it from another:

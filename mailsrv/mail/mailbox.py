@@ -323,7 +323,7 @@ class Mailbox:
     def _report(self, hop: _Hop) -> None:
         if hop.told:
             log.info(
-                "pushed", mailbox=str(self.id), uid=hop.uid, watchers=hop.told,
+                "pushed", mailbox=str(self.id), name=self.name, uid=hop.uid, watchers=hop.told,
                 first_ms=_milliseconds(hop.first_at - hop.committed_at),
                 last_ms=_milliseconds(hop.last_at - hop.committed_at),
                 since_accepted_ms=_milliseconds(hop.first_at - hop.accepted_at),
