@@ -168,12 +168,13 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Result of STORE: which messages changed, which were refused by UNCHANGEDSINCE (RFC 7162 3.1.3), which are
-    gone.
+    """Result of STORE: which messages changed (`previous`: their modseqs before), which were refused by UNCHANGEDSINCE
+    (RFC 7162 3.1.3), which are gone.
     """
 
     modseq: int
     changed: list[int]
+    previous: list[int]
     modified: list[int] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
 

@@ -126,7 +126,9 @@ def store(session: Session, command: v.Command) -> None:
     # What others changed before is told as theirs.
     stored = view.mailbox.store_flags(uids, command.op, command.flags.system, command.flags.keywords)
     if command.silent:
-        view.silence(stored.changed, stored.modseq)
+        # What somebody else changed before, and the client does not know yet, is not hidden with it (R29).
+        own = [uid for uid, previous in zip(stored.changed, stored.previous, strict=True) if previous <= view.cursor]
+        view.silence(own, stored.modseq)
     view.mailbox.refresh()
     told: set[int] = set()
     lines = view.tell(expunges=command.uid, told=told)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -27,6 +27,7 @@ from gevent.lock import BoundedSemaphore
 
 from mailsrv import log
 from mailsrv.errors import MailboxNotFound, ModSeqTooOld
+from mailsrv.mail.gate import Gate
 from mailsrv.mail.notify import Registry, Subscription
 from mailsrv.store.account import AccountStore, Incoming, Prepare, Staged
 from mailsrv.store.files import offload, sync_seconds
@@ -58,9 +59,10 @@ KEPT_CLOSED_MESSAGES = 300_000
 LOG_LENGTH = 4096
 HOPS_KEPT = 64
 HOPS_SECONDS = 1.0
-LEAST_AT_ONCE, MOST_AT_ONCE = 2, 16  # deliveries
-WORK_SECONDS = 0.0015  # of a delivery, about, besides its syncs
-PATIENCE_SECONDS = 0.1
+LOOKS_AT_ONCE, WORKS_AT_ONCE = 3, 1
+FEW = 20  # messages
+LEAST_DELIVERIES, MOST_DELIVERIES = 2, 16
+DELIVERY_SECONDS = 0.0015  # about, besides its syncs
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class Mailbox:
             delta = self._account.run(store.changes, self.id.number, self.highest_modseq)
         except ModSeqTooOld:
             # Expunges were forgotten (or the index was made anew): compare from scratch.
-            self._adopt(self._account.run(store.snapshot, self.id.number))
+            self._adopt(self._account.run_long(store.snapshot, self.id.number))
         except MailboxNotFound:
             self.gone = True
         else:
@@ -333,7 +335,7 @@ class Mailbox:
 
     def offload(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something expensive in a thread, within this account's share of the pool."""
-        return self._account.run(fn, *args, **kwargs)
+        return self._account.run_long(fn, *args, **kwargs)
 
     def claim_recent(self) -> list[tuple[int, int]]:
         """Ranges of UIDs (half-open) that no session was told of as recent; the caller is, now."""
@@ -356,7 +358,9 @@ class Mailbox:
         self, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str], unchanged_since: int | None = None
     ) -> Stored:
         store = self._account.store
-        result = self._account.run(store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since)
+        result = self._account.run_for(
+            uids, store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since
+        )
         if result.changed:
             self._owner.registry.publish(self.id)
         return result
@@ -366,7 +370,7 @@ class Mailbox:
         account = self._account
         to = account.run(account.store.mailbox, target)
         quota = account.account.quota_bytes
-        result = account.run(account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
+        result = account.run_for(uids, account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
         return result
@@ -374,14 +378,14 @@ class Mailbox:
     def move(self, uids: Sequence[int], target: str, *, whole: bool = False) -> Copied:
         account = self._account
         to = account.run(account.store.mailbox, target)
-        result = account.run(account.store.move, self.id.number, uids, to.id.number, whole=whole)
+        result = account.run_for(uids, account.store.move, self.id.number, uids, to.id.number, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
             self._owner.registry.publish(self.id)
         return result
 
     def expunge(self, uids: Sequence[int] | None = None) -> list[int]:
-        gone = self._account.run(self._account.store.expunge, self.id.number, uids)
+        gone = self._account.run_for(uids, self._account.store.expunge, self.id.number, uids)
         if gone:
             self._owner.registry.publish(self.id)
         return gone
@@ -393,7 +397,7 @@ class Mailbox:
         return self._account.run(self._account.store.prepared, self.id.number, uids)
 
     def search_text(self, uids: Sequence[int], column: str, needle: str) -> list[int]:
-        return self._account.run(self._account.store.search_text, self.id.number, uids, column, needle)
+        return self._account.run_long(self._account.store.search_text, self.id.number, uids, column, needle)
 
     def read(self, uid: int) -> bytes:
         return self._account.run(self._account.store.read, self.id.number, uid)
@@ -424,11 +428,22 @@ class AccountMail:
         self._inbox: MailboxInfo | None = None
 
     def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._threads:
+        with self._threads, self._owner.looking:
             return offload(fn, *args, **kwargs)
 
+    def run_for(self, uids: Sequence[int] | None, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run` for a few messages, `run_long` for many."""
+        if uids is not None and len(uids) <= FEW:
+            return self.run(fn, *args, **kwargs)
+        return self.run_long(fn, *args, **kwargs)
+
     def _run_delivery(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._threads, self._owner.gate:
+        with self._threads, self._owner.delivering:
+            return offload(fn, *args, **kwargs)
+
+    def run_long(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, for work whose length depends on the mailbox: it waits behind other such work."""
+        with self._threads, self._owner.working:
             return offload(fn, *args, **kwargs)
 
     def _claims(self, number: int) -> bool:
@@ -455,13 +470,13 @@ class AccountMail:
         return self.run(lambda: self.store.status(self.store.mailbox(name).id.number))
 
     def create(self, name: str, special_use: str | None = None) -> MailboxInfo:
-        return self.run(self.store.create, name, special_use)
+        return self.run_long(self.store.create, name, special_use)
 
     def delete(self, name: str) -> None:
-        self._owner.registry.publish(self.run(self.store.delete, name))
+        self._owner.registry.publish(self.run_long(self.store.delete, name))
 
     def rename(self, old: str, new: str) -> None:
-        for mailbox in self.run(self.store.rename, old, new):
+        for mailbox in self.run_long(self.store.rename, old, new):
             self._owner.registry.publish(mailbox)
 
     def subscriptions(self) -> list[str]:
@@ -509,50 +524,6 @@ class AccountMail:
         )  # fmt: skip
 
 
-class Gate:
-    """How many deliveries are at work at once: enough to hide the disk's latency, few enough not to fight over the
-    interpreter (with ten at once on a disk that syncs in half a millisecond, a mail costs half as much again).
-
-    Nobody waits for longer than PATIENCE_SECONDS: one mailbox that hangs holds up no other.
-    """
-
-    def __init__(self, sync_seconds: Callable[[], float]) -> None:
-        self._sync_seconds = sync_seconds
-        self._inside = 0
-        self._waiting: deque[Event] = deque()
-
-    @property
-    def width(self) -> int:
-        return min(MOST_AT_ONCE, LEAST_AT_ONCE + int(self._sync_seconds() / WORK_SECONDS))
-
-    def __enter__(self) -> None:
-        if self._inside < self.width and not self._waiting:
-            self._inside += 1
-            return
-        turn = Event()
-        self._waiting.append(turn)
-        try:
-            turn.wait(PATIENCE_SECONDS)
-        except BaseException:
-            if turn.is_set():
-                self._leave()
-            else:
-                self._waiting.remove(turn)
-            raise
-        if not turn.is_set():
-            self._waiting.remove(turn)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self._inside -= 1
-        while self._waiting and self._inside < self.width:
-            self._inside += 1
-            self._waiting.popleft().set()
-
-
 class Mailboxes:
     """The open mailboxes of this process, and some closed ones that are likely to be opened again."""
 
@@ -561,7 +532,9 @@ class Mailboxes:
         on_open: Callable[[Mailbox, str], None] | None = None, on_close: Callable[[Mailbox], None] | None = None,
     ) -> None:  # fmt: skip
         self.registry = registry
-        self.gate = Gate(sync_seconds)
+        self.delivering = Gate(_deliveries_at_once)
+        self.looking = Gate(lambda: LOOKS_AT_ONCE)
+        self.working = Gate(lambda: WORKS_AT_ONCE)
         self._prepare, self._host = prepare, host
         self._accounts: OrderedDict[AccountId, AccountMail] = OrderedDict()  # least recently used first
         self._open: dict[MailboxId, Mailbox] = {}
@@ -604,7 +577,7 @@ class Mailboxes:
         state: Mailbox | None = self._open.get(info.id) or self._closed.get(info.id)
         if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
             # Another program may have changed the directory since.
-            if mail.run(mail.store.refreshed, info.id.number):
+            if mail.run_long(mail.store.refreshed, info.id.number):
                 self.registry.publish(info.id)
             state.mark_stale()
             state.refresh()
@@ -612,7 +585,7 @@ class Mailboxes:
             state = None
         if state is None or state.gone:
             # Stale until the first look: what is committed between the snapshot and now is found then.
-            snapshot = mail.run(mail.store.snapshot, info.id.number)
+            snapshot = mail.run_long(mail.store.snapshot, info.id.number)
             state = self._open.get(info.id)
             if state is None or state.gone:
                 state = Mailbox(self, mail, info, snapshot)
@@ -646,7 +619,7 @@ class Mailboxes:
 
     def reconcile(self, state: Mailbox) -> None:
         """Another program may have changed the mailbox: look, and announce what is found."""
-        if not state.gone and state._account.run(state._account.store.reconcile, state.id.number):
+        if not state.gone and state._account.run_long(state._account.store.reconcile, state.id.number):
             self.registry.publish(state.id)
 
     def announce(self, appended: Appended, accepted_at: float) -> None:
@@ -657,6 +630,11 @@ class Mailboxes:
             return
         state.note_commit(appended, accepted_at)
         self.registry.publish(appended.mailbox, known=state.take(appended))
+
+
+def _deliveries_at_once() -> int:
+    """As many as hide the disk's latency: two where a sync takes a fraction of a millisecond, more on slower disks."""
+    return min(MOST_DELIVERIES, LEAST_DELIVERIES + int(sync_seconds() / DELIVERY_SECONDS))
 
 
 def _milliseconds(seconds: float) -> float:

@@ -116,6 +116,9 @@ class AccountStore(Folders):
                 return changed
             full = False
 
+    def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:
+        reconcile(self, index, record, BOOT)
+
     def _record_read(self, index: SqliteIndex, number: int) -> MailboxRecord:
         record = index.mailbox(number)
         if record is None:  # perhaps only not listed yet
@@ -359,6 +362,7 @@ class AccountStore(Folders):
             modified = []
             renamer = _Renamer(self, record)
             changes: list[FlagChange] = []
+            previous: list[int] = []
             for message in messages:
                 if unchanged_since is not None and message.modseq > unchanged_since:
                     modified.append(message.uid)
@@ -376,6 +380,7 @@ class AccountStore(Folders):
                     gone.append(message.uid)
                     continue
                 changes.append(FlagChange(message.uid, 0, *new, letters))
+                previous.append(message.modseq)
                 record.unseen += bool(message.flags & SEEN) - bool(new[0] & SEEN)
                 record.deleted += bool(new[0] & DELETED) - bool(message.flags & DELETED)
             if changes:
@@ -383,7 +388,7 @@ class AccountStore(Folders):
                 self._note_mtimes(record, before)
             index.put_mailbox(record)
         self._sync(renamer.touched)
-        return Stored(record.highest_modseq, [change.uid for change in changes], modified, sorted(gone))
+        return Stored(record.highest_modseq, [change.uid for change in changes], previous, modified, sorted(gone))
 
     def _sync(self, directories: set[str]) -> None:
         with files.storage_errors("Syncing the mailbox"):

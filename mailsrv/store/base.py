@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
     ("Archive", "\\Archive"),
 )
 MOST_OPEN_INDEXES = 32
+_INTENT = struct.Struct("!II")  # in the lock file: mailbox number, its UIDNEXT once the work in hand is committed
 SUBDIRECTORIES = ("cur", "new", "tmp")
 
 
@@ -123,6 +125,7 @@ class StoreBase:
             try:
                 index = self._same_file(index)
                 with index.transaction():
+                    self._finish_of_others(index)
                     yield index
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
@@ -130,6 +133,25 @@ class StoreBase:
             finally:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         _open_indexes.used(self)
+
+    def _finish_of_others(self, index: SqliteIndex) -> None:
+        """If whoever gave out UIDs last was killed before the commit, what was placed under them is found first.
+
+        Otherwise the same UIDs would be given again, and two files would carry them.
+        """
+        intent = os.pread(self._lock_fd, _INTENT.size, 0)
+        if len(intent) < _INTENT.size:
+            return
+        number, uidnext = _INTENT.unpack(intent)
+        record = index.mailbox(number)
+        if record is not None and record.uidnext < uidnext:
+            log.warning("unfinished delivery found", account=self.account, mailbox=number)
+            self._recover(index, record)
+            record.uidnext = max(record.uidnext, uidnext)
+            index.put_mailbox(record)
+
+    def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:
+        """Bring the mailbox to what its directory says."""
 
     def _connected(self, *, verified: bool = True) -> SqliteIndex:
         if self._pid != os.getpid():  # after a fork: the parent's connection and lock are not ours to use
@@ -358,6 +380,8 @@ class StoreBase:
             record.uid_mark = min(last + 1 + metadata.UID_RESERVE, metadata.MAX_UINT32)
             self._write_metadata(record)
         record.uidnext = last + 1
+        # Into the page cache, which a kill -9 does not touch; after a power cut the mark protects the UIDs.
+        os.pwrite(self._lock_fd, _INTENT.pack(record.number, record.uidnext), 0)
         return first
 
     def _write_metadata(self, record: MailboxRecord) -> None:

@@ -38,11 +38,14 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
     else:
         store._write_metadata(record)
     fresh_index = not record.boot
+    # A file with a tag of ours below this was known once and is not any more: taken back under that UID it would appear
+    # among messages that clients have numbered already, so it comes as a new one (R7).
+    first_unknown = 1 if fresh_index else record.uidnext
     if record.boot != boot:
         # UIDs up to the mark may have been shown to clients before the index lost them (power cut, deleted file).
         record.uidnext = max(record.uidnext, record.uid_mark)
         record.boot = boot
-    comparison = _Comparison(store, index, record, folder)
+    comparison = _Comparison(store, index, record, folder, first_unknown)
     changed = comparison.run()
     if fresh_index:
         record.expunged_floor = store._next_modseq(record)
@@ -56,8 +59,11 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
 
 
 class _Comparison:
-    def __init__(self, store: StoreBase, index: SqliteIndex, record: MailboxRecord, folder: str) -> None:
+    def __init__(
+        self, store: StoreBase, index: SqliteIndex, record: MailboxRecord, folder: str, first_unknown: int
+    ) -> None:
         self.store, self.index, self.record, self.folder = store, index, record, folder
+        self.first_unknown = first_unknown
         self.modseq = 0
         self.unfinished = False
 
@@ -127,7 +133,8 @@ class _Comparison:
         for base in new:
             tag = names.tag(base)
             uid = tag[1] if tag and tag[0] == uidvalidity else 0
-            if uid and uid not in taken and uid not in ours and not self.index.was_expunged(number, uid):
+            known_before = uid in taken or uid in ours or self.index.was_expunged(number, uid)
+            if uid >= self.first_unknown and not known_before:
                 ours[uid] = base
             else:
                 foreign.append(base)
