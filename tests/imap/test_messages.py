@@ -285,6 +285,16 @@ def test_r29_silence_does_not_hide_the_others(serving, dial):
     assert [line for line in first.ok("NOOP") if line.startswith(b"* 1 FETCH") and b"\\Flagged" not in line]
 
 
+def test_r29_silence_does_not_hide_what_others_changed_in_the_same_message(serving, dial):
+    first, second = dial(serving, "ann", select="INBOX"), dial(serving, "ann", select="INBOX")
+    first.append()
+    for client in (first, second):
+        client.ok("NOOP")
+    second.ok("STORE 1 +FLAGS.SILENT (\\Answered)")
+    lines = first.ok("STORE 1 +FLAGS.SILENT (\\Flagged)") + first.ok("NOOP")
+    assert lines == [b"* 1 FETCH (FLAGS (\\Answered \\Flagged \\Recent))"]
+
+
 def test_r29_replacing_leaves_recent_alone(serving, dial):
     client = dial(serving, "ann", select="INBOX")
     client.append()
