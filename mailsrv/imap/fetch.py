@@ -1,4 +1,5 @@
-"""FETCH: the one command whose speed everybody feels. Each item is an encoder; what a message needs read is read once.
+"""FETCH: the one command whose speed everybody feels. Each item is an encoder for a chunk of messages; what a message
+needs read is read once.
 
 Work goes in chunks that give way: flags are formatted from the shared arrays, what the index has prepared (envelope,
 structure, common header fields) from rows, everything else from message text read in batches of a bounded size. Each
@@ -12,11 +13,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mailsrv.imap.messages import refuse_expunged, resolve
 from mailsrv.imap.view import View
-from mailsrv.values import SEEN, FlagOp, Prepared
+from mailsrv.values import SEEN, FlagOp
 from mailsrv.wire import imap_values as v
 from mailsrv.wire import mime
 from mailsrv.wire.imap_responses import fetch_item_name, flag_list, internal_date
@@ -26,24 +27,25 @@ if TYPE_CHECKING:
 
 FLAGS_PER_WRITE = 2_000
 PREPARED_PER_WRITE = 400
-TEXT_PER_WRITE = 1024 * 1024
+TEXT_PER_WRITE = 512 * 1024
 LARGE_TEXT = 256 * 1024  # taken apart in a thread
 SEEN_PER_COMMIT = 1_000
 
-_PREPARED_ITEMS = frozenset({"ENVELOPE", "BODYSTRUCTURE"})
+_PREPARED_ITEMS = {"ENVELOPE": "envelope", "BODYSTRUCTURE": "bodystructure"}  # as the index calls them
 _ROW_ITEMS = frozenset({"INTERNALDATE", "RFC822.SIZE"})
 
 
 class Message:
     """One message while its response is made. What was not needed is not there."""
 
-    __slots__ = ("_part", "date", "flags", "position", "prepared", "seq", "size", "text", "uid")
+    __slots__ = ("_part", "date", "position", "prepared", "seq", "size", "text", "uid")
 
-    def __init__(self, seq: int, uid: int, position: int) -> None:
+    def __init__(
+        self, seq: int, uid: int, position: int, size: int = 0, date: int = 0, text: bytes = b"",
+        prepared: tuple[bytes, ...] = (),
+    ) -> None:  # fmt: skip
         self.seq, self.uid, self.position = seq, uid, position
-        self.size = self.date = 0
-        self.prepared: Prepared | None = None
-        self.text = b""
+        self.size, self.date, self.text, self.prepared = size, date, text, prepared
         self._part: mime.Part | None = None
 
     def part(self) -> mime.Part:
@@ -52,7 +54,8 @@ class Message:
         return self._part
 
 
-Encoder = Callable[[Message], bytes]
+# One text for each message; a tuple of pieces where joining them would copy a message.
+Encoder = Callable[[list[Message]], Sequence[bytes | tuple[bytes, ...]]]
 
 
 def fetch(session: Session, command: v.Command) -> None:
@@ -103,11 +106,22 @@ def _mark_seen(session: Session, view: View, uids: Sequence[int], *, tell: bool)
     return frozenset() if tell else frozenset(changed)
 
 
-def _line(view: View, message: Message, encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
-    texts = [encode(message) for encode in encoders]
-    if message.uid in seen:
-        texts.insert(0, _flags(view, message))
-    return b"* %d FETCH (%b)\r\n" % (message.seq, b" ".join(texts))
+def _responses(view: View, messages: list[Message], encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
+    """The FETCH responses of a chunk. Text is copied once, into the result: its pieces stay pieces until then."""
+    out: list[bytes] = []
+    for message, *row in zip(messages, *[encode(messages) for encode in encoders], strict=True):
+        start = b"* %d FETCH (" % message.seq
+        if message.uid in seen:
+            start += _flags(view, message) + b" "
+        for text in row:
+            out.append(start)
+            if type(text) is tuple:
+                out += text
+            else:
+                out.append(text)
+            start = b" "
+        out.append(b")\r\n")
+    return b"".join(out)
 
 
 # ------------------------------------------------------------------ flags alone
@@ -191,29 +205,42 @@ def _from_index(
     session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...], seen: frozenset[int]
 ) -> bool:
     mailbox = view.mailbox
-    encoders = [_encoder(view, item) for item in items]
-    only_rows = not any(_is_prepared(item) for item in items)
+    parts = tuple(dict.fromkeys(_PREPARED_ITEMS.get(item.name, "fields") for item in items if _is_prepared(item)))
+    encoders = [_encoder(view, item, parts) for item in items]
     missing = False
-    size = FLAGS_PER_WRITE if only_rows else PREPARED_PER_WRITE
+    size = PREPARED_PER_WRITE if parts else FLAGS_PER_WRITE
     for start in range(0, len(uids), size):
         chunk = uids[start : start + size]
-        found: list[tuple[int, int, int, Prepared | None]]
-        if only_rows:
-            found = [(row.uid, row.size, row.internal_date, None) for row in mailbox.rows(chunk)]
+        if parts:
+            rows: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts)
         else:
-            found = list(mailbox.prepared(chunk))
-        missing |= len(found) < len(chunk)
-        lines = []
-        for uid, octets, date, prepared in found:
-            seq, position = view.seq(uid), mailbox.position(uid)
-            if seq is None or position is None:
-                missing = True
-                continue
-            message = Message(seq, uid, position)
-            message.size, message.date, message.prepared = octets, date, prepared
-            lines.append(_line(view, message, encoders, seen))
-        session.stream.write(b"".join(lines))
+            rows = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(chunk)]
+        # No switch from here to the write: numbers, positions and flags are of one moment.
+        messages = []
+        for (uid, octets, date, *prepared), seq, position in zip(rows, *_places(view, rows), strict=True):
+            if seq and position >= 0:
+                messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
+        missing |= len(messages) < len(chunk)
+        session.stream.write(_responses(view, messages, encoders, seen))
     return missing
+
+
+def _places(view: View, rows: Sequence[tuple[Any, ...]]) -> tuple[Sequence[int], Sequence[int]]:
+    """(sequence numbers, positions in the mailbox's arrays) of rows that begin with a UID; 0 and -1 where there is
+    none.
+    """
+    mailbox = view.mailbox
+    if rows and view.uids is mailbox.uids:
+        first = bisect_left(view.uids, rows[0][0], 0, view.count)
+        last = first + len(rows)
+        if last <= view.count and view.uids[last - 1] == rows[-1][0] and view.uids[first] == rows[0][0]:
+            return range(first + 1, last + 1), range(first, last)
+    numbers, positions = [], []
+    for uid, *_ in rows:
+        position = mailbox.position(uid)
+        numbers.append(view.seq(uid) or 0)
+        positions.append(-1 if position is None else position)
+    return numbers, positions
 
 
 # ------------------------------------------------------------------ from the text
@@ -223,7 +250,7 @@ def _from_text(
     session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...], seen: frozenset[int]
 ) -> bool:
     mailbox = view.mailbox
-    encoders = [_encoder(view, item, from_text=True) for item in items]
+    encoders = [_encoder(view, item, None) for item in items]
     needs_row = any(item.name in _ROW_ITEMS for item in items)
     missing = False
     done = 0
@@ -238,20 +265,19 @@ def _from_text(
         missing |= len(texts) < after - done
         done = after
         rows = {row.uid: row for row in mailbox.rows([uid for uid, _ in texts])} if needs_row else {}
-        out = []
+        messages = []
         for uid, text in texts:
             seq, position = view.seq(uid), mailbox.position(uid)
             if seq is None or position is None or (needs_row and uid not in rows):
                 missing = True
                 continue
-            message = Message(seq, uid, position)
-            message.text = text
+            message = Message(seq, uid, position, text=text)
             if needs_row:
                 message.size, message.date = rows[uid].size, rows[uid].internal_date
             if len(text) > LARGE_TEXT and _needs_parsing(items):
                 mailbox.offload(message.part)
-            out.append(_line(view, message, encoders, seen))
-        session.stream.write(b"".join(out))
+            messages.append(message)
+        session.stream.write(_responses(view, messages, encoders, seen))
     return missing
 
 
@@ -264,58 +290,70 @@ def _needs_parsing(items: tuple[v.FetchItem, ...]) -> bool:
 # ------------------------------------------------------------------ encoders
 
 
-def _encoder(view: View, item: v.FetchItem, *, from_text: bool = False) -> Encoder:
-    """How this item is written for a message. One place for all items."""
+def _encoder(view: View, item: v.FetchItem, parts: tuple[str, ...] | None) -> Encoder:
+    """How this item is written for messages. `parts`: what was read of them from the index; None: their text was."""
     name = item.name
     if name == "UID":
-        return lambda message: b"UID %d" % message.uid
+        return lambda messages: [b"UID %d" % message.uid for message in messages]
     if name == "FLAGS":
-        return lambda message: _flags(view, message)
+        return lambda messages: _flags_column(view, messages)
     if name == "RFC822.SIZE":
-        return lambda message: b"RFC822.SIZE %d" % message.size
+        return lambda messages: [b"RFC822.SIZE %d" % message.size for message in messages]
     if name == "INTERNALDATE":
-        return lambda message: b"INTERNALDATE " + internal_date(message.date)
+        return lambda messages: [b"INTERNALDATE " + internal_date(message.date) for message in messages]
+    if name in _PREPARED_ITEMS and parts is not None:
+        label, at = f"{name} ".encode(), parts.index(_PREPARED_ITEMS[name])
+        return lambda messages: [label + message.prepared[at] for message in messages]
     if name == "ENVELOPE":
-        if from_text:
-            return lambda message: b"ENVELOPE " + mime.envelope(message.text[: mime.header_end(message.text)])
-        return lambda message: b"ENVELOPE " + _prepared(message).envelope
+        return lambda messages: [
+            b"ENVELOPE " + mime.envelope(message.text[: mime.header_end(message.text)]) for message in messages
+        ]
     if name == "BODYSTRUCTURE":
-        if from_text:
-            return lambda message: b"BODYSTRUCTURE " + mime.bodystructure(message.part(), message.text)
-        return lambda message: b"BODYSTRUCTURE " + _prepared(message).bodystructure
+        return lambda messages: [
+            b"BODYSTRUCTURE " + mime.bodystructure(message.part(), message.text) for message in messages
+        ]
     if name == "BODY":
-        return lambda message: b"BODY " + mime.body(message.part(), message.text)
-    return _section_encoder(item, from_text=from_text)
+        return lambda messages: [b"BODY " + mime.body(message.part(), message.text) for message in messages]
+    return _section_encoder(item, parts)
 
 
-def _prepared(message: Message) -> Prepared:
-    assert message.prepared is not None  # the plan that calls this reads it
-    return message.prepared
+def _flags_column(view: View, messages: list[Message]) -> list[bytes]:
+    mailbox = view.mailbox
+    uids, flags, keywords, count = mailbox.uids, mailbox.flags, mailbox.keywords, len(mailbox.uids)
+    table = [b"FLAGS (%b)" % flag_list(word, 0, ()) for word in range(32)]
+    column = []
+    for message in messages:
+        at = message.position
+        if at < count and uids[at] == message.uid and not keywords[at] and not view.recent:
+            column.append(table[flags[at]])
+        else:
+            column.append(_flags(view, message))
+    return column
 
 
 _RFC822 = {"RFC822": None, "RFC822.HEADER": "HEADER", "RFC822.TEXT": "TEXT"}
 
 
-def _section_encoder(item: v.FetchItem, *, from_text: bool) -> Encoder:
+def _section_encoder(item: v.FetchItem, parts: tuple[str, ...] | None) -> Encoder:
     label = fetch_item_name(item) + b" "
     section = v.Section((), _RFC822[item.name]) if item.section is None else item.section
     partial = item.partial
-    if not from_text:
-        wanted = frozenset(field.lower() for field in section.fields)
+    if parts is not None:
+        wanted, at = frozenset(field.lower() for field in section.fields), parts.index("fields")
+        return lambda messages: [
+            label + _literal(mime.header_fields(message.prepared[at], wanted), partial) for message in messages
+        ]
 
-        def from_fields(message: Message) -> bytes:
-            return label + _literal(mime.header_fields(_prepared(message).fields, wanted), partial)
-
-        return from_fields
-
-    def from_message(message: Message) -> bytes:
+    def from_message(message: Message) -> bytes | tuple[bytes, ...]:
         if section.path:
             data = mime.section_of(message.part(), message.text, section.path, section.kind, section.fields)
         else:
             data = mime.section(message.text, (), section.kind, section.fields)
-        return label + (b"NIL" if data is None else _literal(data, partial))
+        if data is None or partial is not None or not data:
+            return label + (b"NIL" if data is None else _literal(data, partial))
+        return label, b"{%d}\r\n" % len(data), data
 
-    return from_message
+    return lambda messages: [from_message(message) for message in messages]
 
 
 def _literal(data: bytes, partial: tuple[int, int] | None) -> bytes:

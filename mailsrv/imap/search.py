@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 from mailsrv.imap.view import View
 from mailsrv.mail.mailbox import Mailbox
@@ -122,8 +123,7 @@ class _Evaluation:
         mailbox = self._mailbox
         if uids == mailbox.uids.tolist():  # the usual case: the whole mailbox, unchanged
             table = bytes(int(octet & mask == value) for octet in range(256))
-            marks = mailbox.flags.translate(table)
-            return [uid for uid, mark in zip(uids, marks, strict=True) if mark]
+            return list(compress(uids, mailbox.flags.translate(table)))
         found = []
         for uid in uids:
             position = mailbox.position(uid)
@@ -155,8 +155,8 @@ class _Evaluation:
         """The Date field as written, zone ignored (R41); without one the internal date stands in."""
         found: list[int] = []
         for chunk in _chunks(uids, PREPARED_AT_ONCE):
-            for uid, _, date, prepared in self._mailbox.prepared(chunk):
-                if _compare(op, prepared.sent_day or date // 86400 + _EPOCH, day):
+            for uid, _, date, sent_day in self._mailbox.prepared(chunk, ("sent_day",)):
+                if _compare(op, sent_day or date // 86400 + _EPOCH, day):
                     found.append(uid)
         return found
 
@@ -167,8 +167,8 @@ class _Evaluation:
         found: list[int] = []
         if name.encode() in mime.COMMON_FIELDS:
             for chunk in _chunks(uids, PREPARED_AT_ONCE):
-                for uid, _, _, prepared in self._mailbox.prepared(chunk):
-                    if _in_header(prepared.fields, name, needle):
+                for uid, _, _, fields in self._mailbox.prepared(chunk, ("fields",)):
+                    if _in_header(fields, name, needle):
                         found.append(uid)
                 time.sleep(0)
             return found

@@ -19,7 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -43,7 +43,6 @@ from mailsrv.values import (
     MailboxId,
     MailboxInfo,
     MailboxStatus,
-    Prepared,
     Row,
     Snapshot,
     Stored,
@@ -393,8 +392,9 @@ class Mailbox:
     def rows(self, uids: Sequence[int]) -> list[Row]:
         return self._account.run(self._account.store.rows, self.id.number, uids)
 
-    def prepared(self, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared]]:
-        return self._account.run(self._account.store.prepared, self.id.number, uids)
+    def prepared(self, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
+        """(uid, size, internal date, *parts of Prepared), ascending, of those that are there."""
+        return self._account.run(self._account.store.prepared, self.id.number, uids, parts)
 
     def search_text(self, uids: Sequence[int], column: str, needle: str) -> list[int]:
         return self._account.run_long(self._account.store.search_text, self.id.number, uids, column, needle)

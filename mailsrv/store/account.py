@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gevent.monkey import get_original
 
@@ -585,12 +586,17 @@ class AccountStore(Folders):
                 data = _read_file(f"{folder}/{names.path_of(m.base, m.flags, m.keywords, m.letters, bool(m.in_new))}")
         return data
 
-    def prepared(self, number: int, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared]]:
-        """(uid, size, internal date, prepared), ascending; what was not prepared yet is, and kept."""
+    def prepared(
+        self, number: int, uids: Sequence[int], parts: Sequence[str] = Prepared._fields
+    ) -> list[tuple[Any, ...]]:
+        """(uid, size, internal date, *parts of Prepared), ascending; what was not prepared yet is, and kept."""
         with self._reading() as index:
-            found = index.prepared(number, uids)
-        missing = [uid for uid, _, _, prepared in found if prepared is None]
-        made: dict[int, Prepared] = {}
+            found = index.prepared(number, uids, parts)
+        missing = [row[0] for row in found if row[3] is None]
+        if not missing:
+            return found
+        made: dict[int, tuple[Any, ...]] = {}
+        picked = [Prepared._fields.index(part) for part in parts]
         while missing:
             texts = self.read_many(number, missing, 4 * files.COPY_BYTES)
             batch = [(uid, self._prepare(text)) for uid, text in texts]
@@ -599,13 +605,13 @@ class AccountStore(Folders):
             with self._writing() as index:
                 still = {message.uid for message in index.records(number, [uid for uid, _ in batch])}
                 index.put_prepared(number, [entry for entry in batch if entry[0] in still])
-            made.update(batch)
+            made.update((uid, tuple(prepared[position] for position in picked)) for uid, prepared in batch)
             last = batch[-1][0]
             missing = [uid for uid in missing if uid > last]
         return [
-            (uid, size, date, prepared or made[uid])
-            for uid, size, date, prepared in found
-            if prepared is not None or uid in made
+            row if row[3] is not None else (*row[:3], *made[row[0]])
+            for row in found
+            if row[3] is not None or row[0] in made
         ]
 
     def search_text(self, number: int, uids: Sequence[int], column: str, needle: str) -> list[int]:
@@ -613,7 +619,7 @@ class AccountStore(Folders):
         with self._reading() as index:
             missing = index.unprepared(number, uids)
         for start in range(0, len(missing), 500):
-            self.prepared(number, missing[start : start + 500])
+            self.prepared(number, missing[start : start + 500], ("message_id",))
         with self._reading() as index:
             return index.search(number, uids, column, needle)
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mailsrv.values import Delta, Prepared, Row
 
@@ -139,8 +139,8 @@ class Index(ABC):
     def changes(self, record: MailboxRecord, since: int) -> Delta: ...
 
     @abstractmethod
-    def prepared(self, number: int, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared | None]]:
-        """(uid, size, internal date, what is prepared or None), ascending."""
+    def prepared(self, number: int, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
+        """(uid, size, internal date, *parts), ascending; `parts` names fields of Prepared, None where not prepared."""
 
     @abstractmethod
     def unprepared(self, number: int, uids: Sequence[int]) -> list[int]: ...

@@ -14,6 +14,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from mailsrv.store.index import FlagChange, Index, IndexDamaged, MailboxRecord, MessageRecord
 from mailsrv.store.names import path_of
@@ -60,6 +61,7 @@ _PUT_MAILBOX = (  # not REPLACE, which would also delete and insert again in the
     + ", ".join(f"{name}=excluded.{name}" for name in _MAILBOX.split(", ")[1:])
 )
 _PREPARED = "envelope, bodystructure, fields, sent_day, message_id, subject, from_, to_, cc, bcc"
+_PREPARED_COLUMNS = dict(zip(Prepared._fields, _PREPARED.split(", "), strict=True))
 _SEARCHED = {"subject": "subject", "from_": "from_", "to": "to_", "cc": "cc", "bcc": "bcc", "message_id": "message_id"}
 
 
@@ -270,11 +272,10 @@ class SqliteIndex(Index):
 
     # -------------------------------------------------------------- what is prepared from the text
 
-    def prepared(self, number: int, uids: Sequence[int]) -> list[tuple[int, int, int, Prepared | None]]:
+    def prepared(self, number: int, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
+        columns = ", ".join(_PREPARED_COLUMNS[part] for part in parts)
         table = "messages LEFT JOIN prepared USING (mailbox, uid)"
-        rows = self._select(f"uid, size, internal_date, {_PREPARED}", number, uids, table)
-        make = Prepared._make
-        return [(r[0], r[1], r[2], make(r[3:]) if r[3] is not None else None) for r in rows]  # type: ignore[misc]
+        return list(self._select(f"uid, size, internal_date, {columns}", number, uids, table))
 
     def unprepared(self, number: int, uids: Sequence[int]) -> list[int]:
         rows = self._db.execute(
