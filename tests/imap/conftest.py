@@ -189,6 +189,12 @@ def dial() -> Iterator[Callable[..., Client]]:
 
 
 @pytest.fixture
+def client_of() -> Callable[[socket.socket], Client]:
+    """`client_of(sock)`: a client at the end of a connection made elsewhere."""
+    return Client
+
+
+@pytest.fixture
 def mail() -> Callable[..., None]:
     """`mail(server, "ann", text)` delivers by SMTP; on return it was answered with 250."""
 
