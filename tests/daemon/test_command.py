@@ -40,7 +40,9 @@ def logs_in(imap, server, user, password):
 def test_f12_users_domains_and_aliases_are_effective_at_once(daemon, imap):
     server = daemon()
     assert accepts(server, "dan@example.com") == 550
-    added = server.command("user", "add", "dan@example.com", "--password-stdin", "--quota", "1G", input="a good secret\n")
+    added = server.command(
+        "user", "add", "dan@example.com", "--password-stdin", "--quota", "1G", input="a good secret\n"
+    )
     assert added.returncode == 0, added.stderr
     assert accepts(server, "dan@example.com") == 250
     assert logs_in(imap, server, "dan@example.com", "a good secret")

@@ -86,7 +86,9 @@ def test_ten_megabytes_of_garbage_end_in_an_error(daemon, imap, service):
         answer = one.get()
         errors = (b"\r\n500 5.5", b"\r\n421 ") if service == "smtp" else (b" BAD ", b"* BYE ")
         # The last words to somebody who has not stopped talking may be lost with the connection.
-        assert any(error in answer for error in errors) or (answer == b"\r\n" and name in ("one endless line", "NULs")), name
+        assert any(error in answer for error in errors) or (
+            answer == b"\r\n" and name in ("one endless line", "NULs")
+        ), name
     works(server, imap, 1)
     assert resident(server.process.pid) - before < 60 * MIB
     assert "session-failed" not in server.log.read_text()

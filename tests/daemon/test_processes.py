@@ -95,9 +95,7 @@ def test_killed_worker_is_replaced_and_the_others_go_on(daemon, imap):
     server = daemon(**{"server.workers": 2})
     before = until(lambda: server.workers() if len(server.workers()) == 2 else None, "two workers")
     os.kill(before[0], signal.SIGKILL)
-    after = until(
-        lambda: now if len(now := server.workers()) == 2 and before[0] not in now else None, "a new worker"
-    )
+    after = until(lambda: now if len(now := server.workers()) == 2 and before[0] not in now else None, "a new worker")
     assert before[1] in after
     until(lambda: "worker-died" in server.log.read_text(), "the log says so")
     for _ in range(8):  # whoever takes the connection
