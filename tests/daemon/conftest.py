@@ -16,7 +16,6 @@ import pytest
 
 from mailsrv.daemon import SERVICES
 from mailsrv.mail.accounts import Accounts
-
 from tests.conftest import DOMAIN, PASSWORD, USERS, configuration
 
 ROOT = Path(__file__).parent.parent.parent

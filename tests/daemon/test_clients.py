@@ -31,8 +31,9 @@ def test_f03_f05_curl_sends_over_smtps_and_fetches_over_imaps(daemon, tmp_path):
     message = tmp_path / "message"
     message.write_bytes(TEXT.format("By curl").encode())
     sent = run(
-        "curl", "-sS", "--cacert", server.authority, "--user", f"bo@example.com:{PASSWORD}", "--mail-from", "bo@example.com",
-        "--mail-rcpt", "ann@example.com", "--upload-file", str(message), f"smtps://localhost:{server.ports['submissions']}",
+        "curl", "-sS", "--cacert", server.authority, "--user", f"bo@example.com:{PASSWORD}",
+        "--mail-from", "bo@example.com", "--mail-rcpt", "ann@example.com",
+        "--upload-file", str(message), f"smtps://localhost:{server.ports['submissions']}",
     )  # fmt: skip
     assert sent.returncode == 0, sent.stderr
     read = run(
@@ -161,7 +162,8 @@ def test_f05_swaks_submits_with_starttls(daemon):
     words = [
         "swaks", "--server", "127.0.0.1", "--port", str(server.ports["submission"]), "--tls", "--tls-ca-path",
         server.authority, "--tls-verify", "--tls-verify-ca", "--auth", "PLAIN", "--auth-user", "bo@example.com",
-        "--auth-password", PASSWORD, "--from", "bo@example.com", "--to", "ann@example.com", "--header", "Subject: By swaks",
+        "--auth-password", PASSWORD, "--from", "bo@example.com", "--to", "ann@example.com",
+        "--header", "Subject: By swaks",
     ]  # fmt: skip
     plain = [word for word in words if not word.startswith("--tls-verify")]
     sent = run(*plain)

@@ -1,4 +1,4 @@
-"""The server as processes: workers, signals, sudden ends. What was answered with 250 is there, once, whatever happened."""
+"""The server as processes: workers, signals, sudden ends. What was answered 250 is there once, whatever happened."""
 
 import os
 import re
