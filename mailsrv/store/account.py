@@ -10,6 +10,7 @@ Imports: store.*, errors, values.    RFC 3501 2.3, 6.3.11, 6.4.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -230,7 +231,7 @@ class AccountStore(Folders):
             raise
         finally:
             if fd >= 0:
-                os.close(fd)
+                files.close(fd)
         date = int(self._clock()) if internal_date is None else internal_date
         size = len(prefix) + message.size
         return Staged(number, path, size, flags, tuple(keywords), date, quota_bytes, prepared, durable_at)
@@ -470,7 +471,7 @@ class AccountStore(Folders):
                     _count(target_record, message, +1)
                 if moving:
                     gone = [message.uid for message in messages]
-                    index.expunge(number, self._next_modseq(source_record), gone)
+                    index.expunge(source_record, self._next_modseq(source_record), gone)
                     for message in messages:
                         _count(source_record, message, -1)
                 self._note_mtimes(target_record, target_before)
@@ -523,7 +524,7 @@ class AccountStore(Folders):
                 locate.touched.add(os.path.dirname(path))
             _count(record, message, -1)
         if messages:
-            index.expunge(record.number, self._next_modseq(record), [message.uid for message in messages])
+            index.expunge(record, self._next_modseq(record), [message.uid for message in messages])
             self._note_mtimes(record, before)
             index.put_mailbox(record)
         return locate.touched
@@ -748,10 +749,15 @@ def _count_entries(directory: str) -> int:
 
 
 def _read_file(path: str) -> bytes | None:
+    """None for what is not there, and for a link in its place: it could lead out of the account."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
+    except OSError as failure:
+        if failure.errno == errno.ELOOP:
+            return None
+        raise
     try:
         size = os.fstat(fd).st_size
         data = os.read(fd, size + 1)
@@ -762,7 +768,7 @@ def _read_file(path: str) -> bytes | None:
             chunks.append(chunk)
         return b"".join(chunks)
     finally:
-        os.close(fd)
+        files.close(fd)
 
 
 def _with_crlf(data: bytes) -> bytes:

@@ -110,7 +110,8 @@ class StoreBase:
         with self._mutex, files.storage_errors("Reading the mail store"):
             index = self._connected()
             try:
-                yield index
+                with index.reading():
+                    yield index
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
@@ -127,6 +128,7 @@ class StoreBase:
                 with index.transaction():
                     self._finish_of_others(index)
                     yield index
+                    files.step("commit", index.path)
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
@@ -203,7 +205,7 @@ class StoreBase:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(fd)
+            files.close(fd)
 
     def _remove_index(self, why: str) -> None:
         log.warning("index discarded", account=self.account, home=self.home, reason=why)
@@ -234,7 +236,7 @@ class StoreBase:
             if self._index is not None:
                 self._index.close()
             if self._lock_fd >= 0:
-                os.close(self._lock_fd)
+                files.close(self._lock_fd)
         self._index, self._lock_fd = None, -1
 
     # -------------------------------------------------------------- directories
@@ -261,7 +263,7 @@ class StoreBase:
             files.sync_directory(self.home)
             files.sync_directory(os.path.dirname(self.home))
         finally:
-            os.close(lock)
+            files.close(lock)
 
     def _make_folder(self, path: str) -> None:
         """A Maildir with its three directories; those that exist stay."""
@@ -271,7 +273,7 @@ class StoreBase:
             except FileExistsError:
                 pass
         if path != self.maildir:
-            os.close(os.open(f"{path}/maildirfolder", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            files.close(os.open(f"{path}/maildirfolder", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def _new_metadata(
         self, account: metadata.AccountMeta, directory: str, special_use: str | None

@@ -27,6 +27,9 @@ T = TypeVar("T")
 POOL_THREADS = 24
 _NativeLock = get_original("threading", "Lock")
 _monotonic: Callable[[], float] = get_original("time", "monotonic")
+# gevent's os.close leaves a directory open until its loop next turns, and with it the directory's lock; in a thread of
+# the pool, and in the command line, no loop need ever turn.
+close: Callable[[int], None] = get_original("os", "close")
 _pool: tuple[int, ThreadPool] | None = None
 
 
@@ -119,6 +122,17 @@ def unlink_quietly(path: str) -> None:
         pass
 
 
+def remove_tree(path: str) -> None:
+    """Remove a directory and all below it, links themselves and not what they lead to, as far as that is possible."""
+    for directory, folders, names in os.walk(path, topdown=False):
+        for name in (*names, *folders):
+            unlink_quietly(f"{directory}/{name}")  # a folder stays, a link to one goes
+        try:
+            os.rmdir(directory)
+        except OSError:
+            pass
+
+
 _sync_seconds = 0.0
 
 
@@ -142,7 +156,7 @@ def sync_directory(path: str) -> None:
     try:
         sync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def make_directory(path: str) -> None:
@@ -169,7 +183,7 @@ def write_text(path: str, text: str) -> None:
         write_all(fd, text.encode())
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
     rename(temporary, path)
     sync_directory(os.path.dirname(path))
 
@@ -270,7 +284,7 @@ class Incoming:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
         if self.path is not None:
             unlink_quietly(self.path)

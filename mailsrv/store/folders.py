@@ -9,7 +9,6 @@ Imports: store.*, errors, values.    RFC 3501 6.3.3-6.3.7.
 from __future__ import annotations
 
 import os
-import shutil
 
 from mailsrv.errors import MailboxExists, MailboxNameInvalid, MailboxNotFound, MailboxReserved, TemporaryFailure
 from mailsrv.store import files, metadata, names
@@ -91,13 +90,13 @@ class Folders(StoreBase):
             if record is None:
                 raise MailboxNotFound(f"There is no mailbox {name}")
             trash = f"{self.maildir}/{_TRASH}-{record.number}"
-            shutil.rmtree(trash, ignore_errors=True)
+            files.remove_tree(trash)
             # One rename takes it out of sight whole; what is removed below can no longer be half a mailbox.
             files.rename(self.folder(record.directory), trash)
             files.sync_directory(self.maildir)
             index.drop_mailbox(record.number)
             index.set_fact("root_mtime", 0)
-        shutil.rmtree(trash, ignore_errors=True)
+        files.remove_tree(trash)
         self._verified.pop(record.number, None)
         return MailboxId(self.account, record.number)
 

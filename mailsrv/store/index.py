@@ -74,8 +74,12 @@ class Index(ABC):
     """What a storage engine must offer for one account."""
 
     @abstractmethod
+    def reading(self) -> AbstractContextManager[None]:
+        """The engine's failures inside are IndexDamaged, or OSError where the index is sound."""
+
+    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
-        """Everything inside is committed together, or nothing."""
+        """Everything inside is committed together, or nothing; failures as in `reading`."""
 
     @abstractmethod
     def fact(self, name: str) -> int:
@@ -108,11 +112,11 @@ class Index(ABC):
     def update_flags(self, number: int, modseq: int, changes: Sequence[FlagChange]) -> None: ...
 
     @abstractmethod
-    def update_base(self, number: int, uid: int, base: str) -> None: ...
+    def expunge(self, record: MailboxRecord, modseq: int, uids: Sequence[int]) -> None:
+        """Remove rows and remember the UIDs as expunged at `modseq`.
 
-    @abstractmethod
-    def expunge(self, number: int, modseq: int, uids: Sequence[int]) -> None:
-        """Remove rows and remember the UIDs as expunged at `modseq`; the oldest beyond a bound are forgotten."""
+        Of more than a bounded number the oldest are forgotten, which raises `record.expunged_floor`.
+        """
 
     @abstractmethod
     def was_expunged(self, number: int, uid: int) -> bool: ...

@@ -79,7 +79,7 @@ class _Comparison:
         if vanished:
             vanished = self._still_missing(vanished, on_disk)
         if vanished:
-            self.index.expunge(self.record.number, self._modseq(), sorted(message.uid for message in vanished))
+            self.index.expunge(self.record, self._modseq(), sorted(message.uid for message in vanished))
             for message in vanished:
                 self._count(message, -1)
         self._flag_changes(known, on_disk)
@@ -153,6 +153,8 @@ class _Comparison:
             for base in foreign:
                 records.append(self._tagged(base, uid, on_disk[base]))
                 uid += 1
+            for sub in sorted({"new" if on_disk[base][0] else "cur" for base in foreign}):
+                files.sync_directory(f"{self.folder}/{sub}")  # the names, and with them the UIDs, survive from here on
         present = [record for record in records if record is not None]
         if present:
             self.index.insert(number, present)

@@ -84,17 +84,15 @@ class SqliteIndex(Index):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
+        with self.reading():
             self._db = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None, cached_statements=64
             )
-            self._open()
-        except sqlite3.DatabaseError as failure:
-            if hasattr(self, "_db"):
+            try:
+                self._open()
+            except BaseException:
                 self._db.close()
-            if _damaged(failure):
-                raise IndexDamaged(str(failure)) from failure
-            raise OSError(f"index {failure}") from failure
+                raise
         self.inode = os.stat(path).st_ino
 
     def _open(self) -> None:
@@ -119,21 +117,25 @@ class SqliteIndex(Index):
         self._db.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield
         except sqlite3.DatabaseError as failure:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             if _damaged(failure):
                 raise IndexDamaged(str(failure)) from failure
             raise OSError(f"index {failure}") from failure
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self.reading():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     # -------------------------------------------------------------- account and mailboxes
 
@@ -186,10 +188,8 @@ class SqliteIndex(Index):
             [(c.in_new, c.flags, c.keywords, c.letters, modseq, number, c.uid) for c in changes],
         )
 
-    def update_base(self, number: int, uid: int, base: str) -> None:
-        self._db.execute("UPDATE messages SET base=? WHERE mailbox=? AND uid=?", (base, number, uid))
-
-    def expunge(self, number: int, modseq: int, uids: Sequence[int]) -> None:
+    def expunge(self, record: MailboxRecord, modseq: int, uids: Sequence[int]) -> None:
+        number = record.number
         keys = [(number, uid) for uid in uids]
         self._db.executemany("DELETE FROM messages WHERE mailbox=? AND uid=?", keys)
         self._db.executemany("DELETE FROM prepared WHERE mailbox=? AND uid=?", keys)
@@ -199,7 +199,7 @@ class SqliteIndex(Index):
         ).fetchone()
         if over:
             self._db.execute("DELETE FROM expunged WHERE mailbox=? AND modseq<=?", (number, over[0]))
-            self._db.execute("UPDATE mailboxes SET expunged_floor=? WHERE number=?", (over[0], number))
+            record.expunged_floor = over[0]
 
     def was_expunged(self, number: int, uid: int) -> bool:
         found = self._db.execute("SELECT 1 FROM expunged WHERE mailbox=? AND uid=?", (number, uid)).fetchone()
@@ -279,8 +279,8 @@ class SqliteIndex(Index):
 
     def unprepared(self, number: int, uids: Sequence[int]) -> list[int]:
         rows = self._db.execute(
-            "SELECT uid FROM messages WHERE mailbox=?1 AND uid BETWEEN ?2 AND ?3 AND NOT EXISTS "
-            "(SELECT 1 FROM prepared WHERE prepared.mailbox=?1 AND prepared.uid=messages.uid) ORDER BY uid",
+            "SELECT uid FROM messages WHERE mailbox=? AND uid BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM prepared "
+            "WHERE prepared.mailbox=messages.mailbox AND prepared.uid=messages.uid) ORDER BY uid",
             (number, uids[0] if uids else 0, uids[-1] if uids else 0),
         )
         missing = [uid for (uid,) in rows]
