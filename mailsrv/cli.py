@@ -110,7 +110,7 @@ def _size(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 64_000:
+    if not (text.isascii() and text.isdigit()) or not 0 <= int(text) <= 64_000:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 64000, found {text!r}")
     return int(text)
 

@@ -78,7 +78,7 @@ def running_pid(path: str) -> int | None:
         return None
     except OSError:
         text = os.read(fd, 32).decode("ascii", "replace").strip()
-        return int(text) if text.isdigit() else 0
+        return int(text) if text.isascii() and text.isdigit() else 0
     finally:
         os.close(fd)
 

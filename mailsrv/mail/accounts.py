@@ -48,7 +48,7 @@ CREATE TABLE aliases (
     PRIMARY KEY (local, domain, target)) WITHOUT ROWID;
 """
 
-_ATEXT = r"[A-Za-z0-9!#$%&'*/=?^_`{|}~\u0080-\U0010ffff+-]+"
+_ATEXT = r"[A-Za-z0-9!#$&'*/=?^_`{|}~\u0080-\U0010ffff+-]+"  # without %, which no recipient may have
 _LOCAL = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SAFE_LOCAL = re.compile(r"[^a-z0-9_+=.-]")

@@ -438,8 +438,12 @@ class AccountMail:
         return self.run_long(fn, *args, **kwargs)
 
     def _run_delivery(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._threads, self._owner.delivering:
-            return offload(fn, *args, **kwargs)
+        try:
+            with self._threads, self._owner.delivering:
+                return offload(fn, *args, **kwargs)
+        except MailboxNotFound:
+            self._inbox = None  # somebody replaced it on disk: the sender's next attempt finds the new one
+            raise
 
     def run_long(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for work whose length depends on the mailbox: it waits behind other such work."""
@@ -462,9 +466,6 @@ class AccountMail:
         if self._inbox is None:
             self._inbox = self.find(INBOX)
         return self._inbox
-
-    def forget_inbox(self) -> None:
-        self._inbox = None
 
     def status(self, name: str) -> MailboxStatus:
         return self.run(lambda: self.store.status(self.store.mailbox(name).id.number))

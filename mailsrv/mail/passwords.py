@@ -171,9 +171,12 @@ class Passwords:
 
     def _verified(self, password: str, stored: str) -> bool:
         self.verifications += 1
-        if split_scheme(stored)[0] in ("PLAIN", "CLEARTEXT"):
+        scheme = split_scheme(stored)[0]
+        if scheme in ("PLAIN", "CLEARTEXT"):
             return verify(password, stored)  # nothing to wait for
         with self._at_once:
+            if scheme in _PASSLIB:  # its process is waited for here: gevent knows of children in this thread only
+                return verify(password, stored)
             return offload(verify, password, stored)
 
     def _verify_nobody(self, password: str) -> None:

@@ -308,7 +308,9 @@ class StoreBase:
         for directory in sorted(present):
             meta = metadata.read_mailbox(self.folder(directory))
             record = known.get(directory)
-            if record is not None and meta is not None and record.number == meta.number:
+            if record is not None and (meta is None or record.number == meta.number):
+                if meta is None:  # lost or damaged: what the index remembers of it is as good
+                    self._write_metadata(record)
                 continue
             found[directory] = meta if meta is not None else self._adopt_folder(index, directory)
         taken: set[int] = set()

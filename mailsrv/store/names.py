@@ -95,7 +95,7 @@ def with_tag(base: str, uidvalidity: int, uid: int, stored: int | None = None, s
 def arrival(base: str) -> int:
     """Seconds since 1970 at the start of the name; 0 when it does not begin with a number."""
     digits = base.partition(".")[0]
-    return int(digits) if digits.isdigit() and len(digits) < 12 else 0
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 12 else 0
 
 
 def safe_host(host: str) -> str:

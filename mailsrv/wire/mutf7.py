@@ -15,16 +15,16 @@ def encode(name: str) -> bytes:
     """The name as IMAP sends it. Any str without lone surrogates."""
     out: list[str] = []
     run: list[str] = []
-    for char in name + "\0":
-        if "\x20" <= char <= "\x7e" or char == "\0":
-            if run:
-                coded = base64.b64encode("".join(run).encode("utf-16-be", "replace")).decode().rstrip("=")
-                out.append(f"&{coded.replace('/', ',')}-")
-                run.clear()
-            out.append("&-" if char == "&" else char)
-        else:
+    for char in (*name, ""):
+        if char and not "\x20" <= char <= "\x7e":
             run.append(char)
-    return "".join(out)[:-1].encode("ascii")
+            continue
+        if run:
+            coded = base64.b64encode("".join(run).encode("utf-16-be", "replace")).decode().rstrip("=")
+            out.append(f"&{coded.replace('/', ',')}-")
+            run.clear()
+        out.append("&-" if char == "&" else char)
+    return "".join(out).encode("ascii")
 
 
 def decode(raw: bytes) -> str:

@@ -283,14 +283,24 @@ def test_r07_another_start_of_the_system_compares_before_it_gives_uids(store, ho
     after.close()
 
 
-def test_lost_metadata_of_a_mailbox_is_written_again(store):
+@pytest.mark.parametrize("damage", ["deleted", "broken"])
+@pytest.mark.parametrize("file", [metadata.MAILBOX_FILE, metadata.ACCOUNT_FILE])
+def test_f10_lost_metadata_is_made_again_from_the_index(store, damage, file):
     before = filled(store)
-    meta = Path(store.maildir) / metadata.MAILBOX_FILE
-    kept = metadata.read_mailbox(store.maildir)
-    meta.write_text("{broken")
+    path = Path(store.maildir) / file
+    numbers = {number for number, *_ in before.values()}
+    if damage == "deleted":
+        path.unlink()
+    else:
+        path.write_text("{broken")
     store.reconcile(INBOX, full=True)
-    assert metadata.read_mailbox(store.maildir).number == kept.number
-    assert everything(store)["INBOX"][3] == before["INBOX"][3]
+    assert everything(store) == before
+    info = store.create("After")
+    assert info.id.number not in numbers and info.uidvalidity > max(entry[1] for entry in before.values())
+    forget_index(store)
+    after = everything(store)
+    del after["After"]
+    assert after == before
 
 
 def test_adopted_maildir(home):

@@ -1,0 +1,117 @@
+"""Changes carried between worker processes: everything arrives, or "anything may have changed" does."""
+
+import os
+import socket
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from mailsrv.mail import bus as carrier
+from mailsrv.mail.bus import EVERYTHING, RECORD, Bus, tell_everything
+from mailsrv.mail.notify import Registry
+from mailsrv.values import MailboxId
+
+
+class Heard(Registry):
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+        self.woken = Event()
+        self.on_change.append(self.note)
+
+    def note(self, mailbox):
+        self.heard.append(mailbox)
+        self.woken.set()
+
+    def wait_for(self, condition):
+        with gevent.Timeout(10):
+            while not condition(self.heard):
+                self.woken.wait()
+                self.woken.clear()
+
+
+@pytest.fixture
+def buses(tmp_path):
+    made = []
+    for number in range(3):
+        registry = Heard()
+        made.append((Bus(str(tmp_path), number, 3, registry), registry))
+        made[-1][0].start()
+    yield made
+    for one, _ in made:
+        one.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_f04_a_change_reaches_every_other_process(buses):
+    mailbox = MailboxId(2**40, 7)
+    buses[0][1].publish(mailbox)
+    for _, registry in buses[1:]:
+        registry.wait_for(lambda heard: mailbox in heard)
+    assert buses[0][1].heard == [mailbox], "one's own is not told twice"
+    buses[1][1].changed(MailboxId(1, 1))  # what was heard is not passed on
+    assert buses[1][0].sent == 0
+
+
+def test_f04_a_process_that_does_not_listen_yet_or_any_more_is_not_waited_for(buses, tmp_path):
+    buses[2][0].close()
+    buses[0][1].publish(MailboxId(1, 1))
+    buses[1][1].wait_for(lambda heard: heard)
+    again = Heard()
+    bus = Bus(str(tmp_path), 2, 3, again)
+    bus.start()
+    buses[0][1].publish(MailboxId(1, 2))
+    again.wait_for(lambda heard: MailboxId(1, 2) in heard)
+    bus.close()
+
+
+def test_s_traps_a_full_socket_loses_nothing(buses, tmp_path):
+    """A peer that does not read for a while is told all it missed, merged, and the sender never waits."""
+    receiver = buses[1][0]
+    receiver._receiver.kill()
+    wanted = [MailboxId(1, number) for number in range(3000)]
+    for mailbox in wanted:
+        buses[0][1].publish(mailbox)
+        buses[0][1].publish(mailbox)
+    peer = buses[0][0]._peers[0]
+    assert peer.flushing and 0 < len(peer.pending) <= 3000
+    receiver._receiver = gevent.spawn(receiver._receive)
+    buses[1][1].wait_for(lambda heard: set(wanted) <= set(heard))
+    with gevent.Timeout(10):
+        while peer.flushing:
+            gevent.sleep(0.001)
+    assert not peer.pending
+
+
+def test_s_traps_too_much_becomes_anything(buses, monkeypatch):
+    monkeypatch.setattr(carrier, "MOST_PENDING", 50)
+    receiver = buses[1][0]
+    receiver._receiver.kill()
+    for number in range(5000):
+        buses[0][1].publish(MailboxId(1, number))
+    peer = buses[0][0]._peers[0]
+    assert peer.everything and not peer.pending
+    receiver._receiver = gevent.spawn(receiver._receive)
+    buses[1][1].wait_for(lambda heard: None in heard)
+
+
+def test_datagrams_of_others_do_no_harm(buses, tmp_path, events):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        for datagram in (b"", b"x", os.urandom(100), b"\xff" * 6000, RECORD.pack(1, 2) + b"x"):
+            stranger.sendto(datagram, str(tmp_path / "1.bus"))
+        stranger.sendto(RECORD.pack(5, 6) + EVERYTHING, str(tmp_path / "1.bus"))
+    buses[1][1].wait_for(lambda heard: None in heard)
+    assert MailboxId(5, 6) in buses[1][1].heard
+    assert [event for event, _ in events].count("bus datagram not understood") >= 4
+    assert os.stat(tmp_path / "1.bus").st_mode & 0o777 == 0o600
+
+
+def test_the_command_line_can_tell_all_workers(buses, tmp_path):
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead.bind(str(tmp_path / "9.bus"))
+    dead.close()
+    assert tell_everything(str(tmp_path)) == 3
+    for _, registry in buses:
+        registry.wait_for(lambda heard: None in heard)
+    os.unlink(tmp_path / "9.bus")

@@ -1,0 +1,236 @@
+"""The shared state of an open mailbox: whatever was committed, by whom and how, every reader is told it once."""
+
+import random
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.notify import Registry
+from mailsrv.store.files import Incoming
+from mailsrv.values import DELETED, FLAGGED, SEEN, Account, AccountId, Address, FlagOp
+from mailsrv.wire import mime
+
+
+def process():
+    """As one worker has it: a registry and its mailboxes."""
+    return Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com")
+
+
+@pytest.fixture
+def account(tmp_path):
+    return Account(AccountId(1), Address("ann", "example.com"), str(tmp_path / "ann"))
+
+
+def deliver(mailboxes, account, name="INBOX", word="x", **options):
+    mail = mailboxes.account(account)
+    message = Incoming(mail.store.tmp_dir)
+    message.write(b"Subject: %s\r\n\r\n" % word.encode())
+    return mail.append(name, message, **options).uid
+
+
+class Reader:
+    """A client of one process: what it was told, by applying what `changes_since` says and nothing else."""
+
+    def __init__(self, mailbox):
+        self.mailbox = mailbox
+        self.known, self.count = mailbox.uids, len(mailbox.uids)
+        self.modseq = mailbox.highest_modseq
+        self.flags = dict(zip(mailbox.uids, zip(mailbox.flags, mailbox.keywords, strict=True), strict=True))
+
+    def catch_up(self):
+        self.mailbox.refresh()
+        changes = self.mailbox.changes_since(self.modseq, self.known, self.count)
+        told = set(self.flags)
+        assert changes.arrived == sorted(set(changes.arrived)) and not told & set(changes.arrived)
+        assert set(changes.changed) <= told and set(changes.vanished) <= told
+        for uid in changes.vanished:
+            del self.flags[uid]
+        for uid in changes.arrived + changes.changed:
+            position = self.mailbox.position(uid)
+            if position is not None:
+                self.flags[uid] = (self.mailbox.flags[position], self.mailbox.keywords[position])
+        self.known, self.count, self.modseq = self.mailbox.uids, len(self.mailbox.uids), changes.modseq
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_b01_b03_readers_of_two_processes_agree_with_the_disk(account, seed, monkeypatch):
+    """Random work by two processes; readers that look at random times, some hardly ever, miss and invent nothing."""
+    chance = random.Random(seed)
+    if seed % 3 == 0:
+        monkeypatch.setattr("mailsrv.mail.mailbox.LOG_LENGTH", 8)  # most readers are behind the log
+    if seed % 4 == 0:
+        monkeypatch.setattr("mailsrv.store.sqlite.KEEP_EXPUNGED", 3)  # the journal forgets
+    one, two = process(), process()
+    for a, b in ((one, two), (two, one)):
+        a.registry.on_publish.append(b.registry.changed)  # as the bus does
+    open_at = {id(p): p.open(account, "INBOX") for p in (one, two)}
+    readers = [Reader(open_at[id(p)]) for p in (one, two) for _ in range(3)]
+    for _ in range(120):
+        actor = chance.choice((one, two))
+        mailbox = open_at[id(actor)]
+        mailbox.refresh()
+        present = list(mailbox.uids)
+        some = sorted(chance.sample(present, chance.randint(0, len(present)))) if present else []
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                flags = chance.choice((0, 0, SEEN))
+                deliver(actor, account, flags=flags, keywords=chance.choice(((), ("Work",))))
+            case 3:
+                mailbox.store_flags(
+                    some, chance.choice(list(FlagOp)), chance.choice((SEEN, FLAGGED, DELETED)), ["Play"]
+                )
+            case 4:
+                mailbox.store_flags(some[:2], FlagOp.ADD, DELETED, [])
+                mailbox.expunge()
+            case 5:
+                mailbox.move(some[:1], "Archive")
+            case 6:
+                archive = actor.open(account, "Archive")
+                archive.copy(list(archive.uids)[:2], "INBOX")
+                archive.close()
+            case 7:
+                chance.choice(readers).catch_up()
+    check = process().open(account, "INBOX")
+    truth = dict(zip(check.uids, zip(check.flags, check.keywords, strict=True), strict=True))
+    for reader in readers:
+        reader.catch_up()
+        assert reader.flags == truth
+        assert list(reader.known[: reader.count]) == list(truth)
+
+
+def test_b05_a_change_during_a_look_is_not_lost(account):
+    one = process()
+    mailbox = one.open(account, "INBOX")
+    real = mailbox._account.store.changes
+
+    def changes_then_another(number, since):
+        delta = real(number, since)
+        if not late:
+            late.append(since)
+            mailbox._account.store.append(1, message())  # committed after the index was read …
+            one.registry.changed(mailbox.id)  # … and announced before the answer is applied
+        return delta
+
+    def message():
+        made = Incoming(mailbox._account.store.tmp_dir)
+        made.write(b"Subject: late\r\n\r\n")
+        return made
+
+    late = []
+    mailbox._account.store.changes = changes_then_another
+    mailbox.mark_stale()
+    mailbox.refresh()
+    assert list(mailbox.uids) == [1]
+
+
+def test_one_look_serves_all_who_wait_for_it(account):
+    one = process()
+    mailbox = one.open(account, "INBOX")
+    looks = []
+    real = mailbox._account.store.changes
+    mailbox._account.store.changes = lambda *args: looks.append(1) or real(*args)
+    mailbox.mark_stale()
+    gevent.joinall([gevent.spawn(mailbox.refresh) for _ in range(50)])
+    assert len(looks) == 1
+
+
+def test_a_delivery_of_this_process_is_known_without_asking_the_index(account):
+    one = process()
+    mailbox = one.open(account, "INBOX")
+    mailbox._account.store.changes = None  # would fail if it were called
+    event = Event()
+    subscription = mailbox.subscribe(event)
+    for uid in (1, 2, 3):
+        assert deliver(one, account) == uid
+        assert event.is_set()
+        event.clear()
+        mailbox.refresh()
+        assert list(mailbox.uids) == list(range(1, uid + 1))
+    subscription.close()
+
+
+def test_a_delivery_that_is_not_the_next_commit_is_looked_up(account):
+    one, two = process(), process()
+    mailbox = one.open(account, "INBOX")
+    deliver(two, account)  # nobody told: as if the datagram were still under way
+    deliver(one, account)
+    mailbox.refresh()
+    assert list(mailbox.uids) == [1, 2]
+
+
+def test_f04_b05_publish_reaches_all_subscribers_and_nobody_else():
+    registry = Registry()
+    events = [Event() for _ in range(4)]
+    subscriptions = [registry.subscribe((1, 1), event) for event in events[:3]]
+    other = registry.subscribe((1, 2), events[3])
+    registry.publish((1, 1))
+    assert [event.is_set() for event in events] == [True, True, True, False]
+    for subscription in subscriptions:
+        subscription.close()
+        subscription.close()
+    assert registry.watchers((1, 1)) == 0 and registry.watchers((1, 2)) == 1
+    registry.publish((1, 1))
+    other.close()
+    assert registry._subscriptions == {}, "nothing is kept of those who left"
+
+
+def test_f04_a_thousand_watchers_share_one_answer(account):
+    one = process()
+    mailbox = one.open(account, "INBOX")
+    deliver(one, account)
+    readers = [Reader(mailbox) for _ in range(1000)]
+    asked = []
+    real = mailbox._from_log
+    type(mailbox)._from_log, kept = lambda self, *args: asked.append(1) or real(*args), type(mailbox)._from_log
+    try:
+        deliver(one, account)
+        for reader in readers:
+            reader.catch_up()
+    finally:
+        type(mailbox)._from_log = kept
+    assert len(asked) == 1
+    assert all(list(reader.flags) == [1, 2] for reader in readers)
+
+
+def test_closed_mailboxes_are_kept_within_bounds(account, monkeypatch):
+    monkeypatch.setattr("mailsrv.mail.mailbox.KEPT_CLOSED", 3)
+    one = process()
+    for name in ("Drafts", "Sent", "Junk", "Trash", "Archive"):
+        one.open(account, name).close()
+    assert len(one._closed) == 3 and one._open == {}
+
+
+def test_a_mailbox_deleted_by_another_process_is_gone(account):
+    one, two = process(), process()
+    two.registry.on_publish.append(one.registry.changed)
+    mailbox = one.open(account, "Trash")
+    two.account(account).delete("Trash")
+    mailbox.refresh()
+    assert mailbox.gone
+    mailbox.close()
+
+
+def test_inbox_replaced_on_disk_is_found_again(account):
+    """Restored from elsewhere while the server runs: one delivery may fail, none goes astray."""
+    import shutil
+
+    from mailsrv.errors import MailboxNotFound
+
+    one = process()
+    mail = one.account(account)
+    assert mail.inbox().id.number == 1
+    shutil.rmtree(account.home)
+    mail.store.close()
+    other = process().account(Account(AccountId(1), account.address, account.home))
+    other.create("First")  # numbers differ from before
+    message = Incoming(mail.store.tmp_dir)
+    message.write(b"Subject: x\r\n\r\n")
+    for _ in range(2):
+        try:
+            uid = mail.deliver(mail.inbox().id.number, message, prefix=b"").uid
+            break
+        except MailboxNotFound:
+            continue
+    assert uid == 1 and other.store.status(other.inbox().id.number).messages == 1
