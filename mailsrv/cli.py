@@ -15,13 +15,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 from mailsrv import __version__, config, log
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts, User, parse_address
 from mailsrv.values import Account
+
+if TYPE_CHECKING:
+    from mailsrv.store.account import AccountStore
 
 DONE, FAILED, MISUSED, NOT_RUNNING = 0, 1, 2, 3
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -83,7 +86,9 @@ def _config(args: argparse.Namespace) -> config.Config:
 
 def _accounts(args: argparse.Namespace) -> Accounts:
     settings = _config(args)
-    return Accounts(settings.accounts_path, settings.mail_root)
+    accounts = Accounts(settings.accounts_path, settings.mail_root)
+    args.at_end.callback(accounts.close)
+    return accounts
 
 
 def _new_password(args: argparse.Namespace, address: str) -> str:
@@ -340,19 +345,21 @@ def _chosen(args: argparse.Namespace, accounts: Accounts) -> list[User]:
     return accounts.users()
 
 
-def _store(settings: config.Config, account: Account) -> Any:
+def _store(args: argparse.Namespace, account: Account) -> AccountStore:
     from mailsrv.store.account import AccountStore
     from mailsrv.wire import mime
 
-    return AccountStore(account.id, account.home, prepare=mime.prepare, host=settings["server.hostname"])
+    host = _config(args)["server.hostname"]
+    store = AccountStore(account.id, account.home, prepare=mime.prepare, host=host)
+    args.at_end.callback(store.close)
+    return store
 
 
 def mailbox_list(args: argparse.Namespace) -> int:
-    settings = _config(args)
     accounts = _accounts(args)
     rows = []
     for user in _chosen(args, accounts):
-        store = _store(settings, user.account)
+        store = _store(args, user.account)
         for info in store.mailboxes():
             found = store.status(info.id.number)
             rows.append({
@@ -361,7 +368,6 @@ def mailbox_list(args: argparse.Namespace) -> int:
                 "size": _human(found.size),
                 "uidvalidity": found.uidvalidity, "uidnext": found.uidnext, "special_use": info.special_use,
             })  # fmt: skip
-        store.close()
     _table(args, rows, ("user", "mailbox", "messages", "unseen", "size", "id"))
     return DONE
 
@@ -380,10 +386,9 @@ def reindex(args: argparse.Namespace) -> int:
             progress._total = total
             progress.step(name)
 
-        store = _store(settings, user.account)
+        store = _store(args, user.account)
         store.reindex(step)
         found = [store.status(info.id.number) for info in store.mailboxes()]
-        store.close()
         rows.append({
             "user": str(user.account.address), "mailboxes": len(found), "messages": sum(one.messages for one in found),
         })  # fmt: skip
@@ -503,7 +508,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     run: Command = args.run
     try:
-        code = run(args)
+        with ExitStack() as args.at_end:
+            code = run(args)
         sys.stdout.flush()
         return code
     except config.ConfigError as error:

@@ -107,6 +107,7 @@ class Server:
     ) -> None:
         self.config = config
         self._stop = Event()
+        self._ticker: gevent.Greenlet | None = None
         self.accounts = Accounts(config.accounts_path, config.mail_root)
         self.passwords = Passwords(self.accounts)
         self.registry = Registry()
@@ -200,7 +201,7 @@ class Server:
         self.bus.start()
         self.watch.start(self.mailboxes)
         if self.config["log.hub_delay"]:
-            gevent.spawn(_tick)
+            self._ticker = gevent.spawn(_tick)
         for one in self.listeners:
             one.start()
         # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
@@ -224,8 +225,12 @@ class Server:
         cut = sum(one.join(deadline) for one in self.listeners)
         if cut:
             log.warning("connections cut off at shutdown", count=cut)
+        if self._ticker is not None:
+            self._ticker.kill()
         self.watch.close()
         self.bus.close()
+        self.mailboxes.close_all()
+        self.accounts.close()
         log.info("stopped")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from mailsrv import certificates
@@ -72,8 +73,8 @@ def _accounts(settings: Config) -> Iterator[Finding]:
         yield Finding("warn", "accounts: none yet", "mailsrv domain add DOMAIN; mailsrv user add NAME@DOMAIN")
         return
     try:
-        accounts = Accounts(settings.accounts_path, settings.mail_root)
-        domains, users = accounts.domains(), accounts.users()
+        with closing(Accounts(settings.accounts_path, settings.mail_root)) as accounts:
+            domains, users = accounts.domains(), accounts.users()
     except MailError as failure:
         yield Finding("fail", f"accounts: {failure}", "restore the file from a backup, or move it away and begin anew")
         return

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import gevent
@@ -88,19 +88,19 @@ def prepare(directory: str, base_port: int) -> tuple[config.Config, dict[str, st
     if os.path.exists(secret_path):
         with open(secret_path, encoding="utf-8") as file:
             passwords = json.load(file)
-    accounts = Accounts(settings.accounts_path, settings.mail_root)
-    if not accounts.is_local(DOMAIN):
-        accounts.add_domain(DOMAIN)
-    known = {str(user.account.address) for user in accounts.users()}
-    for name in USERS:
-        address = f"{name}@{DOMAIN}"
-        if address in known and address in passwords:
-            continue
-        passwords[address] = f"{name}-{secrets.token_hex(5)}"
-        if address in known:
-            accounts.set_password_hash(address, hash_password(passwords[address]))
-        else:
-            accounts.add_user(address, hash_password(passwords[address]))
+    with closing(Accounts(settings.accounts_path, settings.mail_root)) as accounts:
+        if not accounts.is_local(DOMAIN):
+            accounts.add_domain(DOMAIN)
+        known = {str(user.account.address) for user in accounts.users()}
+        for name in USERS:
+            address = f"{name}@{DOMAIN}"
+            if address in known and address in passwords:
+                continue
+            passwords[address] = f"{name}-{secrets.token_hex(5)}"
+            if address in known:
+                accounts.set_password_hash(address, hash_password(passwords[address]))
+            else:
+                accounts.add_user(address, hash_password(passwords[address]))
     fd = os.open(secret_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump(passwords, file, indent=1)

@@ -32,8 +32,8 @@ TOP = {
 }
 GEVENT = {
     "__main__", "cli", "config", "daemon", "quickstart", "supervisor", "log", "net.stream", "net.listener", "imap.idle",
-    "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify", "mail.passwords", "mail.watch",
-    "store.account", "store.files",
+    "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify", "mail.passwords",
+    "mail.watch", "store.account", "store.files",
 }  # fmt: skip
 
 

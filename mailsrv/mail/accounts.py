@@ -116,21 +116,32 @@ class Accounts:
             self._db = sqlite3.connect(
                 self._path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None, cached_statements=64
             )
-            self._db.execute("PRAGMA synchronous=FULL")  # not a cache: what the administrator was told holds
-            self._db.execute("PRAGMA foreign_keys=ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.execute("PRAGMA journal_mode=WAL")
-                with self._changing():
-                    if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                        for statement in SCHEMA.split(";"):
-                            self._db.execute(statement)
-                        self._db.execute(f"PRAGMA user_version={VERSION}")
-            elif version != VERSION:
-                raise TemporaryFailure(f"{self._path} has schema version {version}; this program knows {VERSION}")
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
         except (sqlite3.DatabaseError, OSError) as failure:
             raise TemporaryFailure(f"Cannot open the accounts database {self._path}: {failure}") from failure
         self._pid = os.getpid()
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA synchronous=FULL")  # not a cache: what the administrator was told holds
+        self._db.execute("PRAGMA foreign_keys=ON")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            with self._changing():
+                if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    for statement in SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version={VERSION}")
+        elif version != VERSION:
+            raise TemporaryFailure(f"{self._path} has schema version {version}; this program knows {VERSION}")
+
+    def close(self) -> None:
+        if self._pid == os.getpid():
+            self._db.close()
 
     def _ask(self, sql: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         if self._pid != os.getpid():  # a connection does not cross a fork

@@ -615,6 +615,11 @@ class Mailboxes:
         while self._closed and (len(self._closed) > KEPT_CLOSED or total > KEPT_CLOSED_MESSAGES):
             total -= len(self._closed.popitem(last=False)[1].uids)
 
+    def close_all(self) -> None:
+        """At the end of the process: the index connections and locks of all accounts."""
+        for mail in self._accounts.values():
+            mail.run(mail.store.close)
+
     def find_open(self, mailbox: MailboxId) -> Mailbox | None:
         return self._open.get(mailbox)
 

@@ -91,6 +91,7 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self.accounts.close()
 
     def maildir(self, name: str) -> Path:
         return Path(self.settings["server.data_dir"]) / "mail" / DOMAIN / name / "Maildir"

@@ -29,7 +29,8 @@ def accounts(tmp_path):
     made.add_domain("example.com")
     for name in ("ann", "bo", "cy"):
         made.add_user(f"{name}@example.com", "{PLAIN}x")
-    return made
+    yield made
+    made.close()
 
 
 def names(accounts, address):

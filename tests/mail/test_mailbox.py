@@ -13,9 +13,18 @@ from mailsrv.values import DELETED, FLAGGED, SEEN, Account, AccountId, Address, 
 from mailsrv.wire import mime
 
 
+@pytest.fixture
 def process():
-    """As one worker has it: a registry and its mailboxes."""
-    return Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com")
+    """`process()` is what one worker has: a registry and its mailboxes."""
+    made = []
+
+    def start():
+        made.append(Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com"))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close_all()
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ class Reader:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_b01_b03_readers_of_two_processes_agree_with_the_disk(account, seed, monkeypatch):
+def test_b01_b03_readers_of_two_processes_agree_with_the_disk(process, account, seed, monkeypatch):
     """Random work by two processes; readers that look at random times, some hardly ever, miss and invent nothing."""
     chance = random.Random(seed)
     if seed % 3 == 0:
@@ -100,7 +109,7 @@ def test_b01_b03_readers_of_two_processes_agree_with_the_disk(account, seed, mon
         assert list(reader.known[: reader.count]) == list(truth)
 
 
-def test_b05_a_change_during_a_look_is_not_lost(account):
+def test_b05_a_change_during_a_look_is_not_lost(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")
     real = mailbox._account.store.changes
@@ -125,7 +134,7 @@ def test_b05_a_change_during_a_look_is_not_lost(account):
     assert list(mailbox.uids) == [1]
 
 
-def test_one_look_serves_all_who_wait_for_it(account):
+def test_one_look_serves_all_who_wait_for_it(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")
     looks = []
@@ -136,7 +145,7 @@ def test_one_look_serves_all_who_wait_for_it(account):
     assert len(looks) == 1
 
 
-def test_a_delivery_of_this_process_is_known_without_asking_the_index(account):
+def test_a_delivery_of_this_process_is_known_without_asking_the_index(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")
     mailbox._account.store.changes = None  # would fail if it were called
@@ -151,7 +160,7 @@ def test_a_delivery_of_this_process_is_known_without_asking_the_index(account):
     subscription.close()
 
 
-def test_a_delivery_that_is_not_the_next_commit_is_looked_up(account):
+def test_a_delivery_that_is_not_the_next_commit_is_looked_up(process, account):
     one, two = process(), process()
     mailbox = one.open(account, "INBOX")
     deliver(two, account)  # nobody told: as if the datagram were still under way
@@ -176,7 +185,7 @@ def test_f04_b05_publish_reaches_all_subscribers_and_nobody_else():
     assert registry._subscriptions == {}, "nothing is kept of those who left"
 
 
-def test_f04_a_thousand_watchers_share_one_answer(account):
+def test_f04_a_thousand_watchers_share_one_answer(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")
     deliver(one, account)
@@ -194,7 +203,7 @@ def test_f04_a_thousand_watchers_share_one_answer(account):
     assert all(list(reader.flags) == [1, 2] for reader in readers)
 
 
-def test_closed_mailboxes_are_kept_within_bounds(account, monkeypatch):
+def test_closed_mailboxes_are_kept_within_bounds(process, account, monkeypatch):
     monkeypatch.setattr("mailsrv.mail.mailbox.KEPT_CLOSED", 3)
     one = process()
     for name in ("Drafts", "Sent", "Junk", "Trash", "Archive"):
@@ -202,7 +211,7 @@ def test_closed_mailboxes_are_kept_within_bounds(account, monkeypatch):
     assert len(one._closed) == 3 and one._open == {}
 
 
-def test_a_mailbox_deleted_by_another_process_is_gone(account):
+def test_a_mailbox_deleted_by_another_process_is_gone(process, account):
     one, two = process(), process()
     two.registry.on_publish.append(one.registry.changed)
     mailbox = one.open(account, "Trash")
@@ -212,7 +221,7 @@ def test_a_mailbox_deleted_by_another_process_is_gone(account):
     mailbox.close()
 
 
-def test_inbox_replaced_on_disk_is_found_again(account):
+def test_inbox_replaced_on_disk_is_found_again(process, account):
     """Restored from elsewhere while the server runs: one delivery may fail, none goes astray."""
     import shutil
 

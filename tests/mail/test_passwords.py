@@ -11,10 +11,10 @@ from mailsrv.mail import passwords
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import CURRENT, Passwords, check_strength, hash_password, is_known_scheme, verify
 
-# Known answers: the crypt forms are what `openssl passwd -salt saltsalt` prints, the digests what `sha1sum` and so on do.
+SHA512 = "qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
+# Known answers: the crypt forms are what `openssl passwd -salt saltsalt` prints, digests what `sha1sum` does.
 VECTORS = [
-    ("password", "{SHA512-CRYPT}$6$saltsalt$"
-                 "qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"),
+    ("password", f"{{SHA512-CRYPT}}$6$saltsalt${SHA512}"),
     ("password", "{SHA256-CRYPT}$5$saltsalt$gOjOtoMpVhru2uyjeJSEc/JaLQWOXMNmlOnj6T4AtC."),
     ("password", "{MD5-CRYPT}$1$saltsalt$qjXMvbEw8oaL.CzflDtaK/"),
     ("password", "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="),
@@ -29,7 +29,8 @@ VECTORS = [
 def accounts(tmp_path):
     made = Accounts(str(tmp_path / "accounts.sqlite3"), str(tmp_path / "mail"))
     made.add_domain("example.com")
-    return made
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("password,stored", VECTORS, ids=[stored.split("}")[0][1:] for _, stored in VECTORS])

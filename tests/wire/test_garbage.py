@@ -116,7 +116,7 @@ paths = st.lists(
             "x" * 70,
             "AUTH=",
             "\x7f",
-        ]  # fmt: skip
+        ]
     ),
     max_size=14,
 ).map("".join)
