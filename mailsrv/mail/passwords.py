@@ -14,12 +14,14 @@ import base64
 import hashlib
 import hmac
 import os
-import subprocess
+import select
+import signal
 import sys
 import time
 from collections import OrderedDict
 
 from gevent.lock import BoundedSemaphore
+from gevent.monkey import get_original
 
 from mailsrv import log
 from mailsrv.errors import AddressInvalid, AuthenticationFailed, MailError
@@ -33,6 +35,9 @@ REMEMBERED_SECONDS = 300
 MOST_REMEMBERED = 10_000
 AT_ONCE = 2
 HELPER_SECONDS = 20
+LONGEST_QUESTION = 32 * 1024  # a pipe takes it without waiting
+_posix_spawn, _waitpid, _close = get_original("os", ["posix_spawn", "waitpid", "close"])
+_poll = get_original("select", "poll")
 CURRENT = "{ARGON2ID}"
 
 # What Dovecot calls a scheme, as passlib names it. Computed in Python there, hence in the helper process.
@@ -131,15 +136,57 @@ def verify(password: str, stored: str) -> bool:
 
 
 def _verify_in_helper(handler: str, password: str, stored: str) -> bool:
-    """Crypt schemes are computed in Python and would hold the interpreter for a quarter of a second."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mailsrv.mail.verify_helper", handler],
-        input=f"{len(password)}\n{password}{stored}".encode(),
-        capture_output=True,
-        timeout=HELPER_SECONDS,
-        check=False,
-    )
-    return done.returncode == 0 and done.stdout == b"yes"
+    """Crypt schemes are computed in Python and would hold the interpreter for a quarter of a second.
+
+    Not `subprocess`: gevent's has children only of its own thread, and forks, which in a process of many threads may
+    leave the child waiting for ever for a lock that nobody holds any more.
+    """
+    question, asked = os.pipe()
+    given, answer = os.pipe()
+    try:
+        try:
+            pid = _posix_spawn(
+                sys.executable,
+                [sys.executable, "-m", "mailsrv.mail.verify_helper", handler],
+                os.environ,
+                file_actions=[(os.POSIX_SPAWN_DUP2, question, 0), (os.POSIX_SPAWN_DUP2, answer, 1)],
+            )
+        finally:
+            _close(question)
+            _close(answer)
+        try:
+            os.write(asked, f"{len(password)}\n{password}{stored}".encode()[:LONGEST_QUESTION])
+            _close(asked)
+            asked = -1
+            return _answered(given)
+        finally:
+            _end(pid)
+    finally:
+        _close(given)
+        if asked >= 0:
+            _close(asked)
+
+
+def _answered(given: int) -> bool:
+    """Whether the helper says yes in time. Waits in this thread alone."""
+    waiting = _poll()
+    waiting.register(given, select.POLLIN)
+    said = b""
+    while waiting.poll(HELPER_SECONDS * 1000):
+        chunk = os.read(given, 16)
+        said += chunk
+        if not chunk or len(said) > 16:
+            break
+    return said == b"yes"
+
+
+def _end(pid: int) -> None:
+    """What has answered ends by itself; what has not is ended."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+        _waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # somebody else in this process waited for all its children
 
 
 class Passwords:
@@ -171,12 +218,9 @@ class Passwords:
 
     def _verified(self, password: str, stored: str) -> bool:
         self.verifications += 1
-        scheme = split_scheme(stored)[0]
-        if scheme in ("PLAIN", "CLEARTEXT"):
+        if split_scheme(stored)[0] in ("PLAIN", "CLEARTEXT"):
             return verify(password, stored)  # nothing to wait for
         with self._at_once:
-            if scheme in _PASSLIB:  # its process is waited for here: gevent knows of children in this thread only
-                return verify(password, stored)
             return offload(verify, password, stored)
 
     def _verify_nobody(self, password: str) -> None:
