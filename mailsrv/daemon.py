@@ -5,6 +5,7 @@ Imports: everything below; gevent.    Order of draining: stop accepting, end wha
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import resource
 import signal
@@ -28,12 +29,14 @@ from mailsrv.mail.intake import Intake
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.passwords import Passwords
+from mailsrv.mail.upkeep import Upkeep
 from mailsrv.mail.watch import Watch
 from mailsrv.net import listener, tls
 from mailsrv.net.stream import Stream
 from mailsrv.smtp import session as smtp
 from mailsrv.wire import mime
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 SWITCH_SECONDS = 0.0005  # how long a thread may hold the interpreter while the hub waits for it
 TICK_SECONDS = 0.001
 IMPLICIT_TLS = ("submissions", "imaps")
@@ -93,6 +96,18 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
         ) from None
 
 
+def give_memory_back() -> None:
+    """Have the C library return what was freed: few arenas for the many threads, and large blocks (argon2's 19 MiB, a
+    message, a list of a hundred thousand) always in mappings of their own. mallopt(3).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # another C library, with other ways
+    for option, value in ((_M_ARENA_MAX, 2), (_M_MMAP_THRESHOLD, 256 * 1024), (_M_TRIM_THRESHOLD, 1024 * 1024)):
+        mallopt(option, value)
+
+
 def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
@@ -119,6 +134,7 @@ class Server:
             on_open=self.watch.opened,
             on_close=self.watch.closed,
         )
+        self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=number == 0)
         self.bus = Bus(config["server.run_dir"], number, workers, self.registry)
         admission = listener.Admission(
             listener.Limits(config["limits.connections"], config["limits.connections_per_address"])
@@ -184,6 +200,7 @@ class Server:
     def run(self) -> None:
         """Serve until `stop`, SIGTERM or SIGINT; then drain."""
         sys.setswitchinterval(SWITCH_SECONDS)
+        give_memory_back()
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self.stop)
         gevent.signal_handler(signal.SIGHUP, self._reload)
@@ -200,6 +217,7 @@ class Server:
     def start(self) -> None:
         self.bus.start()
         self.watch.start(self.mailboxes)
+        self.upkeep.start()
         if self.config["log.hub_delay"]:
             self._ticker = gevent.spawn(_tick)
         for one in self.listeners:
@@ -227,6 +245,7 @@ class Server:
             log.warning("connections cut off at shutdown", count=cut)
         if self._ticker is not None:
             self._ticker.kill()
+        self.upkeep.close()
         self.watch.close()
         self.bus.close()
         self.mailboxes.close_all()

@@ -33,7 +33,7 @@ TOP = {
 GEVENT = {
     "__main__", "cli", "config", "daemon", "quickstart", "supervisor", "log", "net.stream", "net.listener", "imap.idle",
     "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify", "mail.passwords",
-    "mail.watch", "store.account", "store.files",
+    "mail.upkeep", "mail.watch", "store.account", "store.base", "store.files",
 }  # fmt: skip
 
 

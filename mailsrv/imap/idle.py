@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
 LONGEST_DONE = 64
+BEATS_APART_SECONDS = 5.0
 
 
 def idle(session: Session, command: v.Command) -> str:
@@ -60,10 +61,10 @@ def idle(session: Session, command: v.Command) -> str:
 
 def _until_heartbeat(session: Session) -> float:
     """Seconds to the account's next beat: all its connections are told at one time, so that a phone wakes once for
-    them.
+    them, and many accounts at that same time, so that the server wakes once for all of them.
     """
     period = session.settings.heartbeat_seconds
-    phase = (session.mail().account.id * 7.31) % period
+    phase = session.mail().account.id * BEATS_APART_SECONDS % period
     return period - (time.time() - phase) % period or period
 
 

@@ -658,17 +658,14 @@ class AccountStore(Folders):
     def sweep(self) -> int:
         """Remove files left in tmp/ for a day and a half (S, durability rule 9); how many went."""
         removed = 0
-        for record in self._records():
-            directory = f"{self.folder(record.directory)}/tmp"
-            try:
-                entries = list(os.scandir(directory))
-            except FileNotFoundError:
-                continue
-            for entry in entries:
-                status = entry.stat(follow_symlinks=False)
-                if time.time() - max(status.st_mtime, status.st_ctime) > SWEEP_SECONDS:
-                    files.unlink_quietly(entry.path)
-                    removed += 1
+        with files.storage_errors("Looking for old temporary files"):
+            folders = [self.maildir, *(entry.path for entry in _entries(self.maildir) if entry.name.startswith("."))]
+            for folder in folders:
+                for entry in _entries(f"{folder}/tmp"):
+                    status = entry.stat(follow_symlinks=False)
+                    if time.time() - max(status.st_mtime, status.st_ctime) > SWEEP_SECONDS:
+                        files.unlink_quietly(entry.path)
+                        removed += 1
         return removed
 
 
@@ -742,6 +739,15 @@ def _count(record: MailboxRecord, message: MessageRecord, sign: int) -> None:
     record.size += sign * message.size
     record.unseen += sign * (not message.flags & SEEN)
     record.deleted += sign * bool(message.flags & DELETED)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    """What is in a directory; nothing if it is none."""
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _count_entries(directory: str) -> int:

@@ -18,6 +18,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from gevent.monkey import get_original
+
 from mailsrv import log
 from mailsrv.errors import MailboxNotFound, TemporaryFailure
 from mailsrv.store import files, metadata, names
@@ -49,6 +51,7 @@ def boot_id() -> str:
 
 
 BOOT = boot_id()
+_monotonic: Callable[[], float] = get_original("time", "monotonic")
 
 
 class _OpenIndexes:
@@ -64,6 +67,7 @@ class _OpenIndexes:
             if self._pid != os.getpid():  # connections do not cross a fork
                 self._stores.clear()
                 self._pid = os.getpid()
+            store.used_at = _monotonic()
             self._stores[id(store)] = store
             self._stores.move_to_end(id(store))
             over = list(self._stores.values())[: max(0, len(self._stores) - MOST_OPEN_INDEXES)]
@@ -75,8 +79,21 @@ class _OpenIndexes:
         with self._lock:
             self._stores.pop(id(store), None)
 
+    def rest(self, seconds: float) -> None:
+        since = _monotonic() - seconds
+        with self._lock:
+            unused = [store for store in self._stores.values() if store.used_at < since]
+        for store in unused:
+            if store.close_if_free():
+                self.closed(store)
+
 
 _open_indexes = _OpenIndexes()
+
+
+def rest_indexes(seconds: float) -> None:
+    """Close the index connections of this process that nobody used for so long; they open again when asked."""
+    _open_indexes.rest(seconds)
 
 
 class StoreBase:
@@ -98,6 +115,7 @@ class StoreBase:
         self._host = names.safe_host(host)
         self._mutex = files.native_lock()
         self._lock_fd = -1
+        self.used_at = 0.0
         self._index: SqliteIndex | None = None
         self._pid = os.getpid()
         self._verified: dict[int, tuple[int, int]] = {}  # number -> mtimes at which the entries were counted
