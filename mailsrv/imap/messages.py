@@ -106,9 +106,8 @@ def search(session: Session, command: v.Command) -> None:
     if command.uid:
         view.uses_uid = True
     found = evaluate(view.mailbox, view, command.key)
-    numbers = found if command.uid else [seq for uid in found if (seq := view.seq(uid)) is not None]
-    text = b"".join(b" %d" % number for number in numbers)
-    session.stream.queue(b"* SEARCH%b\r\n" % text)
+    numbers = found if command.uid else view.seqs(found)
+    session.stream.queue(" ".join(["* SEARCH", *map(str, numbers)]).encode() + b"\r\n")
 
 
 # ------------------------------------------------------------------ STORE

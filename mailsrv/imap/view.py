@@ -21,6 +21,8 @@ from mailsrv.wire.errors import WireError
 from mailsrv.wire.imap_responses import flag_list
 from mailsrv.wire.imap_values import SequenceSet
 
+WALK_SHARE = 16  # one walk over all is cheaper than a search for each of more than this part of them
+
 
 class ViewBroken(Exception):
     """The mailbox became something that cannot be told in this session; it has to begin anew."""
@@ -51,6 +53,13 @@ class View:
         """The sequence number of a UID; None if the client does not know it."""
         position = bisect_left(self.uids, uid, 0, self.count)
         return position + 1 if position < self.count and self.uids[position] == uid else None
+
+    def seqs(self, uids: list[int]) -> list[int]:
+        """The sequence numbers of those UIDs (ascending) that the client knows."""
+        if len(uids) * WALK_SHARE < self.count:
+            return [seq for uid in uids if (seq := self.seq(uid)) is not None]
+        wanted = set(uids)
+        return [seq for seq, uid in enumerate(self.uids[: self.count], 1) if uid in wanted]
 
     def uids_of(self, numbers: SequenceSet) -> list[int]:
         """UIDs of a set of sequence numbers, ascending, each once. WireError for a number beyond the last (R9)."""

@@ -26,7 +26,7 @@ from mailsrv.store.base import BOOT, DEFAULT_MAILBOXES, Prepare
 from mailsrv.store.files import Incoming
 from mailsrv.store.folders import Folders
 from mailsrv.store.index import FlagChange, MailboxRecord, MessageRecord
-from mailsrv.store.reconcile import reconcile
+from mailsrv.store.reconcile import adopt, reconcile
 from mailsrv.store.sqlite import SqliteIndex, snapshot_of
 from mailsrv.values import (
     DELETED,
@@ -112,10 +112,14 @@ class AccountStore(Folders):
                 record = self._record(index, number)
                 if not full and self._is_current(record):
                     return changed
-                changed |= reconcile(self, index, record, BOOT)
-                unfinished = record.cur_mtime == 0
-            if not unfinished:
+                outcome = reconcile(self, index, record, BOOT)
+            changed |= outcome.changed
+            left = outcome.left
+            if not left:
                 return changed
+            while left:
+                with self._writing() as index:
+                    left = adopt(self, index, self._record(index, number), left)
             full = False
 
     def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:

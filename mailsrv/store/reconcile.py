@@ -10,6 +10,7 @@ Imports: store.*, values.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mailsrv import log
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
     from mailsrv.store.sqlite import SqliteIndex
 
 
-def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot: str) -> bool:
-    """True if the index was changed. The record is written back, with the mtimes the listing was made under."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether the index was changed, and the files found that are for `adopt`: base -> (in new/, file name)."""
+
+    changed: bool
+    left: dict[str, tuple[bool, str]]
+
+
+def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot: str) -> Outcome:
+    """The record is written back, with the mtimes the listing was made under."""
     folder = store.folder(record.directory)
     # The mtimes are read before the listing: a change during it leaves them behind and is found next time.
     cur_mtime, new_mtime = store._mtimes(record)
@@ -51,11 +60,20 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
         record.expunged_floor = store._next_modseq(record)
         record.recent_uid = record.uidnext if record.uid_mark > 1 else 1
         changed = True
-    # What was renamed here, or left for the next batch, moved the mtimes: they stay behind, and the next look lists
-    # again.
-    record.cur_mtime, record.new_mtime = (0, 0) if comparison.unfinished else (cur_mtime, new_mtime)
+    # What was renamed here, or is left over, moved the mtimes: they stay behind, and the next look lists again.
+    record.cur_mtime, record.new_mtime = (0, 0) if comparison.left else (cur_mtime, new_mtime)
     index.put_mailbox(record)
-    return changed or comparison.unfinished
+    return Outcome(changed, comparison.left)
+
+
+def adopt(
+    store: StoreBase, index: SqliteIndex, record: MailboxRecord, left: dict[str, tuple[bool, str]]
+) -> dict[str, tuple[bool, str]]:
+    """Take in the next batch of what a comparison left over; the rest. Files that are gone meanwhile are passed by."""
+    comparison = _Comparison(store, index, record, store.folder(record.directory), 1)
+    comparison.insert(comparison.adopted(list(left), left))
+    index.put_mailbox(record)
+    return comparison.left
 
 
 class _Comparison:
@@ -65,7 +83,7 @@ class _Comparison:
         self.store, self.index, self.record, self.folder = store, index, record, folder
         self.first_unknown = first_unknown
         self.modseq = 0
-        self.unfinished = False
+        self.left: dict[str, tuple[bool, str]] = {}
 
     def _modseq(self) -> int:
         if not self.modseq:
@@ -145,19 +163,24 @@ class _Comparison:
                 self.record.uid_mark = self.record.uidnext + metadata.UID_RESERVE
                 self.store._write_metadata(self.record)
         if foreign:
-            foreign.sort(key=lambda base: (names.arrival(base), base))
-            self.unfinished = len(foreign) > BATCH
-            del foreign[BATCH:]
-            uid = self.store._take_uids(self.record, len(foreign))
-            log.info("messages adopted", mailbox=f"{self.store.account}/{number}", count=len(foreign))
-            for base in foreign:
-                records.append(self._tagged(base, uid, on_disk[base]))
-                uid += 1
-            for sub in sorted({"new" if on_disk[base][0] else "cur" for base in foreign}):
-                files.sync_directory(f"{self.folder}/{sub}")  # the names, and with them the UIDs, survive from here on
+            records += self.adopted(sorted(foreign, key=lambda base: (names.arrival(base), base)), on_disk)
+        self.insert(records)
+
+    def adopted(self, bases: list[str], places: dict[str, tuple[bool, str]]) -> list[MessageRecord | None]:
+        """The first BATCH of them under UIDs of their own; the others are kept as `left`."""
+        self.left = {base: places[base] for base in bases[BATCH:]}
+        del bases[BATCH:]
+        uid = self.store._take_uids(self.record, len(bases))
+        records = [self._tagged(base, uid + number, places[base]) for number, base in enumerate(bases)]
+        for sub in sorted({"new" if places[base][0] else "cur" for base in bases}):
+            files.sync_directory(f"{self.folder}/{sub}")  # the names, and with them the UIDs, survive from here on
+        log.info("messages adopted", mailbox=f"{self.store.account}/{self.record.number}", count=len(bases))
+        return records
+
+    def insert(self, records: list[MessageRecord | None]) -> None:
         present = [record for record in records if record is not None]
         if present:
-            self.index.insert(number, present)
+            self.index.insert(self.record.number, present)
             for message in present:
                 self._count(message, +1)
 

@@ -259,3 +259,15 @@ def test_f10_indexes_deleted_under_a_running_server(daemon, imap):
     assert reindexed.returncode == 0, reindexed.stderr
     assert sorted(first.uids()) == sorted(second.uids())
     assert server.stop() == 0
+
+
+def test_f12_slow_password_schemes_in_workers(daemon, imap):
+    """Verified by a process that a forked worker starts; then the password is kept as argon2id."""
+    server = daemon(**{"server.workers": 2})
+    stored = "$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
+    for name in ("ann", "bo", "cy"):
+        server.accounts.set_password_hash(f"{name}@example.com", "{SHA512-CRYPT}" + stored)
+    for name in ("ann", "bo", "cy"):
+        client = imap(server.connect("imaps"), user=None, mailbox=None)
+        client.ok(f"LOGIN {name}@example.com password")
+        assert server.accounts.by_login(f"{name}@example.com").hash.startswith("{ARGON2ID}")
