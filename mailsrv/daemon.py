@@ -37,6 +37,7 @@ from mailsrv.smtp import session as smtp
 from mailsrv.wire import mime
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
+COLLECT_AFTER = (5000, 20, 100)  # a full collection holds everybody up, and finds next to nothing here
 SWITCH_SECONDS = 0.0005  # how long a thread may hold the interpreter while the hub waits for it
 TICK_SECONDS = 0.001
 IMPLICIT_TLS = ("submissions", "imaps")
@@ -225,6 +226,7 @@ class Server:
         # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
 
     def stop(self) -> None:
         self._stop.set()

@@ -19,7 +19,7 @@ from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.store.base import rest_indexes
 from mailsrv.store.files import offload
 
-ROUND_SECONDS = 15.0
+ROUND_SECONDS = 60.0
 FIRST_SWEEP_SECONDS, SWEEP_SECONDS = 600, 24 * 3600
 PAUSE_SECONDS = 0.1  # between two accounts
 

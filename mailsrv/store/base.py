@@ -36,7 +36,7 @@ DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
     ("Trash", "\\Trash"),
     ("Archive", "\\Archive"),
 )
-MOST_OPEN_INDEXES = 32
+MOST_OPEN_INDEXES = 16
 _INTENT = struct.Struct("!II")  # in the lock file: mailbox number, its UIDNEXT once the work in hand is committed
 SUBDIRECTORIES = ("cur", "new", "tmp")
 
