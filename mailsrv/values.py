@@ -198,3 +198,72 @@ class Account:
     address: Address
     home: str
     quota_bytes: int = 0  # 0: unlimited
+
+
+# ------------------------------------------------------------------ mail on its way out
+
+
+class Disposition(Enum):
+    """What an attempt did for one recipient."""
+
+    SENT = "sent"  # the next host has taken it over
+    LATER = "later"  # not now; another attempt may do it
+    NEVER = "never"  # no attempt will do it: the sender is told
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientOptions:
+    """What RCPT asked for one recipient. RFC 3461 4.1, 4.2: `notify` holds NEVER, or some of SUCCESS, FAILURE, DELAY;
+    empty is the default. `orcpt` is the original recipient as the sender gave it ("rfc822;ann@example.org", decoded).
+    """
+
+    notify: frozenset[str] = frozenset()
+    orcpt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What goes with a message from host to host, besides its recipients.
+
+    `sender` None is the null sender. `body` is 7BIT or 8BITMIME (RFC 6152); `ret` is "", FULL or HDRS and `envid` the
+    sender's own name for the transaction (RFC 3461 4.3, 4.4); `require_tls` is RFC 8689's.
+    """
+
+    sender: Address | None
+    body: str = "8BITMIME"
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str = ""
+    require_tls: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt: a message for some recipients that share a destination. `path` names the message's file, which
+    holds it as accepted (trace lines included, CRLF line ends unless a sender broke them), `size` octets.
+    """
+
+    id: str  # of the queue entry
+    envelope: Envelope
+    recipients: tuple[tuple[Address, RecipientOptions], ...]
+    path: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a Job for one recipient, and why, in the words of the remote host where it had some.
+
+    `code` is the SMTP reply code, 0 where no host replied; `enhanced` an RFC 3463 code, ours where the remote gave
+    none; `host` is "mx.example.org[192.0.2.1]:25", "" if none was reached; `tls` says how it was spoken to ("" in
+    clear); `dsn_relayed` that the host promised to report (RFC 3461 5.2.2), so that we do not.
+    """
+
+    recipient: Address
+    disposition: Disposition
+    code: int
+    enhanced: str
+    text: str
+    host: str = ""
+    tls: str = ""
+    dsn_relayed: bool = False

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailsrv import config
-from mailsrv.config import SETTINGS, ConfigError, parse, parse_listen
+from mailsrv.config import ConfigError, parse
+from mailsrv.settings import SETTINGS, parse_listen
 
 
 def problems(text):

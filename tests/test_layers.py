@@ -28,12 +28,13 @@ TOP = {
     "doctor",
     "generate",
     "quickstart",
+    "settings",
     "supervisor",
 }
 GEVENT = {
-    "__main__", "cli", "config", "daemon", "quickstart", "supervisor", "log", "net.stream", "net.listener", "imap.idle",
-    "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify", "mail.passwords",
-    "mail.upkeep", "mail.watch", "store.account", "store.base", "store.files",
+    "__main__", "cli.people", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream", "net.listener",
+    "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify",
+    "mail.passwords", "mail.upkeep", "mail.watch", "store.account", "store.base", "store.files",
 }  # fmt: skip
 
 

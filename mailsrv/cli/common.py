@@ -1,0 +1,148 @@
+"""What commands share: their place in the parser, output, progress, the configuration, the accounts.
+
+Imports: config, mail.accounts, errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mailsrv import config
+from mailsrv.mail.accounts import Accounts
+
+DONE, FAILED, MISUSED, NOT_RUNNING = 0, 1, 2, 3
+_SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+Command = Callable[[argparse.Namespace], int]
+
+
+class Failure(Exception):
+    """The command did not do what was asked; the text says why and what to do."""
+
+
+class Commands:
+    """Where a module puts its commands: `add("check", check, "…")`, `noun("user", "…")`, which gives another of these.
+
+    Every command takes `--config` and `--json`; it finds them, its own arguments and `at_end` (an ExitStack) in the
+    namespace it is called with, and returns the exit code.
+    """
+
+    def __init__(self, group: Any, shared: argparse.ArgumentParser) -> None:
+        self._group, self._shared = group, shared
+
+    def add(self, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+        made = self._parser(name, text)
+        made.set_defaults(run=run)
+        return made
+
+    def noun(self, name: str, text: str) -> Commands:
+        group = self._parser(name, text).add_subparsers(metavar="VERB", required=True)
+        return Commands(group, self._shared)
+
+    def _parser(self, name: str, text: str) -> argparse.ArgumentParser:
+        words = text[0].upper() + text[1:] + "."
+        made: argparse.ArgumentParser = self._group.add_parser(
+            name, help=text, description=words, parents=[self._shared], allow_abbrev=False
+        )
+        return made
+
+
+# ------------------------------------------------------------------ output
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def table(args: argparse.Namespace, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as aligned columns, or as JSON with every field."""
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    if not rows:
+        return
+    lines = [[column.replace("_", " ").upper() for column in columns]]
+    lines += [["" if row[column] is None else str(row[column]) for column in columns] for row in rows]
+    widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+class Progress:
+    """One line on a terminal that says how far long work is; lines now and then elsewhere."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._terminal = sys.stderr.isatty()
+        self._told = -1
+
+    def step(self, name: str = "") -> None:
+        self._done += 1
+        share = 100 * self._done // max(self._total, 1)
+        if self._terminal:
+            sys.stderr.write(f"\r\033[K{self._what} {self._done} of {self._total} {name}"[:200])
+            if self._done >= self._total:
+                sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+        elif share // 10 > self._told // 10:
+            self._told = share
+            say(f"{self._what} {self._done} of {self._total}")
+
+
+# ------------------------------------------------------------------ what they act on
+
+
+def load_config(args: argparse.Namespace) -> config.Config:
+    path = args.config or os.environ.get("MAILSRV_CONFIG") or config.DEFAULT_PATH
+    return config.load(path)
+
+
+def open_accounts(args: argparse.Namespace) -> Accounts:
+    settings = load_config(args)
+    accounts = Accounts(settings.accounts_path, settings.mail_root)
+    args.at_end.callback(accounts.close)
+    return accounts
+
+
+def new_password(args: argparse.Namespace, address: str) -> str:
+    """A new password from standard input or from two prompts; never from the command line, which others can see."""
+    from mailsrv.mail.passwords import check_strength
+
+    if args.password_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        if not sys.stdin.isatty():
+            raise Failure("No terminal to ask for the password on: use --password-stdin")
+        password = getpass.getpass(f"New password for {address}: ")
+        if getpass.getpass("Again: ") != password:
+            raise Failure("The two differ; nothing was changed")
+    check_strength(password)
+    return password
+
+
+def size(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,12}) ?([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 500M or 10G, or 0 for no limit, found {text!r}")
+    return int(found[1]) * _SIZES[found[2].upper()]
+
+
+def port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 0 <= int(text) <= 64_000:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 64000, found {text!r}")
+    return int(text)
+
+
+def human(octets: int) -> str:
+    value = float(octets)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

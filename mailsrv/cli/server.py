@@ -1,0 +1,101 @@
+"""Commands about the server and its configuration: serve, check, status, doctor, quickstart, config, version.
+
+Imports: cli.common, config, log; what only one needs is imported there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from mailsrv import __version__, config, log
+from mailsrv.cli.common import DONE, FAILED, NOT_RUNNING, Commands, load_config, port, say
+
+
+def serve(args: argparse.Namespace) -> int:
+    from mailsrv import supervisor
+
+    settings = load_config(args)
+    log.configure(level=settings["log.level"], file=settings["log.file"] or None, format=settings["log.format"])
+    supervisor.serve(settings)
+    return DONE
+
+
+def check(args: argparse.Namespace) -> int:
+    from mailsrv.daemon import tls_context
+
+    settings = load_config(args)
+    tls_context(settings)
+    if not settings["tls.certificate"]:
+        say(f"{settings.path}: note: without tls.certificate nobody can log in")
+    print(f"{settings.path}: ok")
+    return DONE
+
+
+def status(args: argparse.Namespace) -> int:
+    from mailsrv.supervisor import running_pid
+
+    settings = load_config(args)
+    pid = running_pid(f"{settings['server.run_dir']}/mailsrv.pid")
+    if args.json:
+        print(json.dumps({"running": pid is not None, "pid": pid}))
+    else:
+        print(f"mailsrv is running, pid {pid}" if pid is not None else "mailsrv is not running")
+    return DONE if pid is not None else NOT_RUNNING
+
+
+def quickstart(args: argparse.Namespace) -> int:
+    from mailsrv import quickstart as quick
+
+    if args.check:
+        return quick.check(args.dir, args.base_port)
+    return quick.run(
+        args.dir or quick.default_directory(), quick.DEFAULT_PORT if args.base_port is None else args.base_port
+    )
+
+
+def config_sample(args: argparse.Namespace) -> int:
+    sys.stdout.write(config.sample())
+    return DONE
+
+
+def config_reference(args: argparse.Namespace) -> int:
+    sys.stdout.write(config.reference())
+    return DONE
+
+
+def version(args: argparse.Namespace) -> int:
+    print(json.dumps({"version": __version__}) if args.json else f"mailsrv {__version__}")
+    return DONE
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from mailsrv import doctor as examination
+
+    findings = examination.examine(load_config(args))
+    rows = [{"result": f.result, "what": f.what, "advice": f.advice} for f in findings]
+    if args.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        for finding in findings:
+            print(f"{finding.result:<5} {finding.what}" + (f"\n      {finding.advice}" if finding.advice else ""))
+    return FAILED if any(finding.result == "fail" for finding in findings) else DONE
+
+
+def register(commands: Commands) -> None:
+    one = commands.add("quickstart", quickstart, "run a private server on loopback that shows how mail is pushed")
+    one.add_argument("--dir", metavar="DIR", help="where it keeps everything (default: in your data directory)")
+    one.add_argument("--base-port", type=port, metavar="N", help="ports are N+25, N+143, N+465, N+587, N+993 (2000)")
+    one.add_argument("--check", action="store_true", help="send one message through it, print the latencies, and end")
+
+    one = commands.add("serve", serve, "run the server")
+    one.add_argument("--foreground", action="store_true", help="stay in the foreground (always so for now)")
+    commands.add("check", check, "check the configuration")
+    commands.add("status", status, "tell whether the server runs: exit code 0 if so, 3 if not")
+    commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do")
+
+    group = commands.noun("config", "the configuration file")
+    group.add("sample", config_sample, "print the documented default configuration")
+    group.add("reference", config_reference, "print all settings as a table")
+    commands.add("version", version, "print the version")
