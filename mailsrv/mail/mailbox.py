@@ -510,6 +510,16 @@ class AccountMail:
         self._owner.announce(appended, accepted_at)
         return appended
 
+    def change_flags(self, number: int, uid: int, op: FlagOp, keywords: Sequence[str], flags: int = 0) -> None:
+        """Of one message, in a mailbox that need not be open; announced if anything changed."""
+        if self.run(self.store.store_flags, number, [uid], op, flags, keywords).changed:
+            self._owner.registry.publish(MailboxId(self.account.id, number))
+
+    def remove(self, number: int, uid: int) -> None:
+        """One message, marked deleted or not; announced."""
+        if self.run(self.store.remove, number, uid):
+            self._owner.registry.publish(MailboxId(self.account.id, number))
+
     def stage(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Staged:
         quota = self.account.quota_bytes
         return self._run_delivery(self.store.stage, number, message, prefix=prefix, flags=flags, quota_bytes=quota)

@@ -307,10 +307,16 @@ class AccountStore(Folders):
 
     def withdraw(self, appended: Appended) -> None:
         """Take back a placed message that was not acknowledged."""
-        number = appended.mailbox.number
+        self.remove(appended.mailbox.number, appended.uid)
+
+    def remove(self, number: int, uid: int) -> bool:
+        """Remove one message, marked deleted or not; False if it is not there. Durable when this returns."""
         with self._writing() as index:
             record = self._settled(index, number)
-            self._remove(index, record, index.records(number, [appended.uid]))
+            messages = index.records(number, [uid])
+            touched = self._remove(index, record, messages)
+        self._sync(touched)
+        return bool(messages)
 
     def _after_failure(self, number: int) -> None:
         """A file was renamed into the mailbox and removed again: whatever the index kept of it goes."""

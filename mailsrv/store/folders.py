@@ -34,6 +34,13 @@ class Folders(StoreBase):
                 return self._info(record)
         raise MailboxNotFound(f"There is no mailbox {wanted}")
 
+    def mailbox_numbered(self, number: int) -> MailboxInfo:
+        """By the number it has for life; MailboxNotFound when it is gone."""
+        for record in self._records():
+            if record.number == number:
+                return self._info(record)
+        raise MailboxNotFound("The mailbox does not exist any more")
+
     def _records(self) -> list[MailboxRecord]:
         with self._reading() as index:
             if self._folders_current(index):

@@ -1,0 +1,138 @@
+"""Waiting mail as its sender sees it: shown, marked, taken away; and only a removed copy means "do not send"."""
+
+import shutil
+
+import pytest
+from gevent.event import Event
+
+from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.notify import Registry
+from mailsrv.mail.outbox import DEFERRED, HELD, NAME, PENDING, SCHEDULED, Outbox
+from mailsrv.values import DELETED, Account, AccountId, Address, FlagOp
+from mailsrv.wire import mime
+
+TEXT = b"From: ann@example.com\r\nTo: bo@elsewhere.test\r\nSubject: waits\r\n\r\nHello\r\n"
+
+
+@pytest.fixture
+def mailboxes():
+    made = Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com")
+    yield made
+    made.close_all()
+
+
+@pytest.fixture
+def account(tmp_path):
+    return Account(AccountId(1), Address("ann", "example.com"), str(tmp_path / "ann"))
+
+
+@pytest.fixture
+def message(tmp_path):
+    path = tmp_path / "1.eml"
+    path.write_bytes(TEXT)
+    return str(path)
+
+
+def keywords(mailboxes, account):
+    """UID -> keyword names, of the Outbox."""
+    store = mailboxes.account(account).store
+    snapshot = store.snapshot(store.mailbox(NAME).id.number)
+    return {
+        uid: {name for n, name in enumerate(snapshot.keyword_names) if bits >> n & 1}
+        for uid, bits in zip(snapshot.uids, snapshot.keywords, strict=True)
+    }
+
+
+def test_a_waiting_message_is_shown_as_it_is_and_subscribed_to(mailboxes, account, message):
+    shown = Outbox(mailboxes).show(account, message, [DEFERRED])
+    mail = mailboxes.account(account)
+    assert mail.store.read(shown.mailbox.number, shown.uid) == TEXT
+    assert keywords(mailboxes, account) == {shown.uid: {PENDING, DEFERRED}}
+    assert NAME in mail.subscriptions()
+
+
+def test_large_messages_are_shown_too(mailboxes, account, tmp_path):
+    path = tmp_path / "large.eml"
+    path.write_bytes(TEXT + b"x" * 70 + b"\r\n" + b"y" * 998 * 4096)
+    shown = Outbox(mailboxes).show(account, str(path), [])
+    assert mailboxes.account(account).store.read(shown.mailbox.number, shown.uid) == path.read_bytes()
+
+
+def test_states_replace_each_other_leave_other_flags_alone_and_are_pushed(mailboxes, account, message):
+    outbox = Outbox(mailboxes)
+    shown = outbox.show(account, message, [SCHEDULED])
+    mail = mailboxes.account(account)
+    mail.change_flags(shown.mailbox.number, shown.uid, FlagOp.ADD, ["mine"])
+    woken = Event()
+    mailboxes.registry.subscribe(shown.mailbox, woken)
+    outbox.mark(account, shown, [HELD])
+    assert woken.is_set()
+    assert keywords(mailboxes, account) == {shown.uid: {PENDING, HELD, "mine"}}
+    woken.clear()
+    outbox.mark(account, shown, [HELD])
+    assert not woken.is_set()  # nothing changed, nobody is woken
+
+
+def test_an_ended_entry_is_taken_away_and_its_watchers_told(mailboxes, account, message):
+    outbox = Outbox(mailboxes)
+    shown = outbox.show(account, message, [])
+    woken = Event()
+    mailboxes.registry.subscribe(shown.mailbox, woken)
+    outbox.hide(account, shown)
+    assert woken.is_set() and keywords(mailboxes, account) == {}
+    outbox.hide(account, shown)  # twice is no mistake
+    outbox.mark(account, shown, [HELD])
+    assert keywords(mailboxes, account) == {}
+
+
+def test_only_a_removed_message_is_withdrawn(mailboxes, account, message):
+    outbox = Outbox(mailboxes)
+    shown, other = outbox.show(account, message, []), outbox.show(account, message, [])
+    mail = mailboxes.account(account)
+    mail.change_flags(shown.mailbox.number, shown.uid, FlagOp.ADD, [], DELETED)
+    assert not outbox.withdrawn(account, shown)  # marked is not yet removed
+    mail.run(mail.store.expunge, shown.mailbox.number)
+    assert outbox.withdrawn(account, shown)
+    assert not outbox.withdrawn(account, other)
+
+
+def test_a_message_moved_elsewhere_or_deleted_by_another_program_is_withdrawn(mailboxes, account, message, tmp_path):
+    outbox = Outbox(mailboxes)
+    moved, deleted = outbox.show(account, message, []), outbox.show(account, message, [])
+    mail = mailboxes.account(account)
+    mail.run(mail.store.move, moved.mailbox.number, [moved.uid], mail.find("Drafts").id.number)
+    assert outbox.withdrawn(account, moved)
+    [file] = (tmp_path / "ann" / "Maildir" / f".{NAME}" / "cur").iterdir()
+    file.unlink()
+    assert outbox.withdrawn(account, deleted)
+
+
+def test_what_is_lost_withdraws_nothing(mailboxes, account, message, tmp_path):
+    """A folder that is deleted, made anew under the same name, or an index that is lost: the mail goes out."""
+    outbox = Outbox(mailboxes)
+    shown = outbox.show(account, message, [])
+    mail = mailboxes.account(account)
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / "ann" / f"index.sqlite3{suffix}").unlink(missing_ok=True)
+    assert not outbox.withdrawn(account, shown)
+    mail.delete(NAME)
+    assert not outbox.withdrawn(account, shown)
+    mail.create(NAME)
+    assert not outbox.withdrawn(account, shown)
+    shutil.rmtree(tmp_path / "ann" / "Maildir" / f".{NAME}")
+    assert not outbox.withdrawn(account, shown)
+    outbox.hide(account, shown)  # and there is nothing to take away
+
+
+def test_a_full_mailbox_shows_nothing_and_stops_nothing(mailboxes, account, message, events):
+    full = Account(account.id, account.address, account.home, quota_bytes=10)
+    assert Outbox(mailboxes).show(full, message, []) is None
+    assert ("waiting message not shown") in [event for event, _ in events]
+
+
+def test_two_processes_make_one_outbox(account, message):
+    processes = [Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com") for _ in range(2)]
+    shown = [Outbox(one).show(account, message, []) for one in processes]
+    assert shown[0].mailbox == shown[1].mailbox and shown[0].uid != shown[1].uid
+    for one in processes:
+        one.close_all()
