@@ -149,15 +149,23 @@ def alias_add(args: argparse.Namespace) -> int:
 
 
 def alias_list(args: argparse.Namespace) -> int:
-    rows = [{"address": str(address), "targets": targets} for address, targets in open_accounts(args).aliases().items()]
+    accounts = open_accounts(args)
+    ours = {domain.name for domain in accounts.domains()}
+    rows: list[dict[str, Any]] = [
+        {
+            "address": str(address), "targets": targets,
+            "forwarded": [target for target in targets if parse_address(target).domain not in ours],
+        }
+        for address, targets in accounts.aliases().items()
+    ]  # fmt: skip
     if not args.json:
-        rows = [{**row, "targets": ", ".join(row["targets"])} for row in rows]
-    table(args, rows, ("address", "targets"))
+        rows = [{name: ", ".join(v) if isinstance(v, list) else v for name, v in row.items()} for row in rows]
+    table(args, rows, ("address", "targets", "forwarded"))
     return DONE
 
 
 def alias_remove(args: argparse.Namespace) -> int:
-    open_accounts(args).remove_alias(args.address)
+    open_accounts(args).remove_alias(args.address, args.targets)
     return DONE
 
 
@@ -168,7 +176,7 @@ def register(commands: Commands) -> None:
     group.add("remove", domain_remove, "receive no mail for a domain any more").add_argument("domain")
     one = group.add("catch-all", domain_catch_all, "give mail for unknown addresses of a domain to one address")
     one.add_argument("domain")
-    one.add_argument("target", help="the address, or none")
+    one.add_argument("target", help="the address, here or elsewhere, or none")
 
     group = commands.noun("user", "people with mailboxes")
     one = group.add("add", user_add, "add a user")
@@ -192,6 +200,8 @@ def register(commands: Commands) -> None:
     group = commands.noun("alias", "addresses that stand for others")
     one = group.add("add", alias_add, "deliver mail for an address to others")
     one.add_argument("address")
-    one.add_argument("targets", nargs="+", metavar="target")
-    group.add("list", alias_list, "list the aliases")
-    group.add("remove", alias_remove, "remove an alias").add_argument("address")
+    one.add_argument("targets", nargs="+", metavar="target", help="an address here or elsewhere")
+    group.add("list", alias_list, "list the aliases; what goes to other servers stands under forwarded too")
+    one = group.add("remove", alias_remove, "remove an alias, or some of its targets")
+    one.add_argument("address")
+    one.add_argument("targets", nargs="*", metavar="target", help="only these (default: the whole alias)")

@@ -1,4 +1,6 @@
-"""Who a user is, and whose mailbox a recipient means: domains, users, aliases, catch-alls in one small database.
+"""Who a user is, and where mail for an address goes: domains, users, aliases, catch-alls in one small database.
+
+An alias or a catch-all may lead to addresses elsewhere: then mail for it is forwarded.
 
 The command line writes it while the server runs, and the server sees it at once: every look-up first asks SQLite
 whether another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it
@@ -34,6 +36,7 @@ VERSION = 1
 BUSY_SECONDS = 10
 MOST_TARGETS = 100
 MOST_STEPS = 10
+MOST_NAMED = 5  # in one message to the administrator
 KEPT_ANSWERS = 10_000
 PLUS = "+"
 
@@ -70,6 +73,20 @@ class Domain:
     users: int
 
 
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Where mail for `via`, an address of ours in lower case, goes: to mailboxes here, and to addresses elsewhere.
+
+    With `remote` the message is forwarded, and `via` is the address it came through: what its Delivered-To says, and
+    what would be met again if it were in a loop (S11). One of the two is never empty. Local parts elsewhere are as the
+    alias has them: their case is their server's affair (RFC 5321 2.4).
+    """
+
+    via: Address
+    local: tuple[Account, ...]
+    remote: tuple[Address, ...] = ()
+
+
 def parse_domain(text: str) -> str:
     """A domain name in the form it is kept in: lower case, ASCII (IDNA)."""
     name = text.strip().rstrip(".").lower()
@@ -84,11 +101,19 @@ def parse_domain(text: str) -> str:
 
 def parse_address(text: str) -> Address:
     """`local@domain` of a user or alias, in lower case."""
+    return _lower(parse_target(text))
+
+
+def parse_target(text: str) -> Address:
+    """`local@domain` that an alias leads to, here or elsewhere; the local part as given."""
     local, at, domain = text.strip().rpartition("@")
-    local = local.lower()
     if not at or not local or len(local.encode()) > 64 or not _LOCAL.fullmatch(local):
         raise AddressInvalid(f"Not an address: {text!r} (expected name@domain)")
     return Address(local, parse_domain(domain))
+
+
+def _lower(address: Address) -> Address:
+    return Address(address.local.lower(), address.domain.lower())
 
 
 def home_of(address: Address) -> str:
@@ -227,8 +252,12 @@ class Accounts:
     def is_local(self, domain: str) -> bool:
         memory, key = self._memory(), ("domain", domain.lower())
         if key not in memory:
-            memory[key] = bool(self._ask("SELECT 1 FROM domains WHERE name=?", (domain.lower(),)))
+            memory[key] = self._hosts(domain.lower())
         return bool(memory[key])
+
+    def _hosts(self, domain: str) -> bool:
+        """The same, asked anew: what is remembered afterwards must not be older than the version it is kept under."""
+        return bool(self._ask("SELECT 1 FROM domains WHERE name=?", (domain,)))
 
     def domains(self) -> list[Domain]:
         rows = self._ask(
@@ -243,37 +272,52 @@ class Accounts:
             listed.setdefault(Address(local, domain), []).append(target)
         return listed
 
-    def resolve(self, address: Address) -> list[Account]:
-        """The accounts a message to `address` goes to. Raises RelayDenied for other domains, RecipientUnknown in
-        ours.
+    def expand(self, address: Address) -> Expansion:
+        """Where a message to `address` goes. Raises RelayDenied for other domains, RecipientUnknown in ours,
+        TemporaryFailure if that is too far or too many.
         """
-        memory, key = self._memory(), ("resolve", (address.local.lower(), address.domain.lower()))
+        memory, key = self._memory(), ("expand", (address.local.lower(), address.domain.lower()))
         if key not in memory:
             if not self.is_local(address.domain):
                 raise RelayDenied(f"{address.domain} is not a domain of this server")
-            memory[key] = self._resolve(Address(address.local.lower(), address.domain.lower()))
-        accounts: list[Account] = memory[key]  # type: ignore[assignment]
-        if not accounts:
+            memory[key] = self._expand(_lower(address))
+        expansion: Expansion = memory[key]  # type: ignore[assignment]
+        if not expansion.local and not expansion.remote:
             raise RecipientUnknown(f"There is no mailbox {address}")
-        return accounts
+        return expansion
 
-    def _resolve(self, address: Address) -> list[Account]:
-        found: dict[AccountId, Account] = {}
+    def resolve(self, address: Address) -> list[Account]:
+        """The accounts a message to `address` goes to, for callers that cannot forward: RelayDenied where it leads
+        elsewhere as well. Otherwise as `expand`.
+        """
+        expansion = self.expand(address)
+        if expansion.remote:
+            raise RelayDenied(f"{address} leads to {expansion.remote[0].domain}")
+        return list(expansion.local)
+
+    def _expand(self, address: Address) -> Expansion:
+        local: dict[AccountId, Account] = {}
+        remote: dict[Address, None] = {}
         seen: set[Address] = set()
         wave = [address]
         for _ in range(MOST_STEPS):  # aliases of aliases; a loop ends by `seen`
             following: list[Address] = []
+            seen.update(wave)
             for one in wave:
-                if one not in seen and len(seen) < MOST_TARGETS:
-                    seen.add(one)
-                    following.extend(self._step(one, found))
-            if not following:
+                if self._hosts(one.domain):
+                    following.extend(self._step(one, local))
+                else:
+                    remote[one] = None
+            wave = [one for one in dict.fromkeys(following) if one not in seen]
+            if not wave:
+                return Expansion(address, tuple(local.values()), tuple(remote))
+            if len(seen) + len(wave) > MOST_TARGETS:
                 break
-            wave = following
-        return list(found.values())
+        # To deliver to some and forget the others would lose mail; refused for now, it waits for the administrator.
+        raise TemporaryFailure(f"{address} leads to over {MOST_TARGETS} addresses, or by over {MOST_STEPS} steps")
 
     def _step(self, address: Address, found: dict[AccountId, Account]) -> list[Address]:
-        """One address: a user (put into `found`), or the addresses it stands for."""
+        """One address of ours: a user (put into `found`), or the addresses it stands for."""
         base = address.local.partition(PLUS)[0]
         for local in dict.fromkeys([address.local, base] if base else [address.local]):
             users = self._user("local=? AND domain=?", (local, address.domain))
@@ -283,15 +327,20 @@ class Accounts:
                 return []
             targets = self._ask("SELECT target FROM aliases WHERE local=? AND domain=?", (local, address.domain))
             if targets:
-                return [parse_address(str(target)) for (target,) in targets]
+                return [self._kept_target(target) for (target,) in targets]
         row = self._ask("SELECT catch_all FROM domains WHERE name=?", (address.domain,))
         if row and row[0][0]:
-            return [parse_address(str(row[0][0]))]
+            return [self._kept_target(row[0][0])]
         if base == "postmaster":  # RFC 5321 4.5.1: always there while anybody is
             first = self._user("domain=? AND enabled=1 ORDER BY id LIMIT 1", (address.domain,))
             if first:
                 found[first[0].account.id] = first[0].account
         return []
+
+    def _kept_target(self, text: str) -> Address:
+        """A target as the database has it. Its domain may have become ours, or not ours, since it was written."""
+        target = parse_target(text)
+        return _lower(target) if self._hosts(target.domain) else target
 
     def may_send_as(self, account: Account, sender: Address | None) -> bool:
         """Whether the address is the user's own: theirs, a plus form of it, or an alias that leads to them."""
@@ -303,7 +352,7 @@ class Accounts:
             return True
         for one in (sender, base):
             if self._ask("SELECT 1 FROM aliases WHERE local=? AND domain=?", (one.local, one.domain)):
-                return any(found.id == account.id for found in self._resolve(one))
+                return any(found.id == account.id for found in self._expand(one).local)
         return False
 
     # -------------------------------------------------------------- changes
@@ -316,11 +365,25 @@ class Accounts:
             self._db.execute("INSERT INTO domains VALUES (?, NULL)", (name,))
 
     def remove_domain(self, name: str) -> None:
+        """Receive no more mail for a domain. Its aliases go with it; what of other domains leads into it has to go
+        first: it would be forwarded to wherever the domain's mail is received then.
+        """
         name = parse_domain(name)
         with self._changing():
             self._require_domain(name)
             if self._ask("SELECT 1 FROM users WHERE domain=? LIMIT 1", (name,)):
                 raise DomainExists(f"{name} still has users; remove them first")
+            inside = len(f"@{name}")
+            leading = self._ask(
+                "SELECT local || '@' || domain FROM aliases WHERE domain<>? AND substr(target, ?)=? "
+                "UNION SELECT name || ' (catch-all)' FROM domains WHERE name<>? AND substr(catch_all, ?)=?",
+                2 * (name, -inside, f"@{name}"),
+            )
+            if leading:
+                named = ", ".join(str(text) for (text,) in leading[:MOST_NAMED]) + (
+                    f" and {len(leading) - MOST_NAMED} more" if len(leading) > MOST_NAMED else ""
+                )
+                raise DomainExists(f"Mail for other addresses goes to {name}; change these first: {named}")
             self._db.execute("DELETE FROM aliases WHERE domain=?", (name,))
             self._db.execute("DELETE FROM domains WHERE name=?", (name,))
 
@@ -332,7 +395,7 @@ class Accounts:
         domain = parse_domain(domain)
         with self._changing():
             self._require_domain(domain)
-            kept = str(self._local_target(target)) if target is not None else None
+            kept = str(self._kept_target(target)) if target is not None else None
             self._db.execute("UPDATE domains SET catch_all=? WHERE name=?", (kept, domain))
 
     def require_new(self, address: str) -> Address:
@@ -386,14 +449,8 @@ class Accounts:
             self._db.execute("DELETE FROM users WHERE id=?", (account.id,))
         return account
 
-    def _local_target(self, target: str) -> Address:
-        parsed = parse_address(target)
-        if not self._ask("SELECT 1 FROM domains WHERE name=?", (parsed.domain,)):
-            raise RelayDenied(f"{parsed} is elsewhere: this server does not forward to other servers yet")
-        return parsed
-
     def add_alias(self, address: str, targets: Sequence[str]) -> None:
-        """`address` also delivers to each of `targets`, which are addresses in our domains."""
+        """Mail for `address` goes also to each of `targets`; to those in other domains it is forwarded."""
         parsed = parse_address(address)
         with self._changing():
             self._require_domain(parsed.domain)
@@ -404,12 +461,21 @@ class Accounts:
             for target in targets:
                 self._db.execute(
                     "INSERT OR IGNORE INTO aliases VALUES (?,?,?)",
-                    (parsed.local, parsed.domain, str(self._local_target(target))),
+                    (parsed.local, parsed.domain, str(self._kept_target(target))),
                 )
+            self._expand(parsed)  # raises if it leads too far
 
-    def remove_alias(self, address: str) -> None:
+    def remove_alias(self, address: str, targets: Sequence[str] = ()) -> None:
+        """Remove the alias, or some of its targets only."""
         parsed = parse_address(address)
+        key = (parsed.local, parsed.domain)
         with self._changing():
-            done = self._db.execute("DELETE FROM aliases WHERE local=? AND domain=?", (parsed.local, parsed.domain))
-            if not done.rowcount:
+            if not targets and not self._db.execute("DELETE FROM aliases WHERE local=? AND domain=?", key).rowcount:
                 raise AccountNotFound(f"There is no alias {parsed}")
+            for target in targets:
+                done = self._db.execute(
+                    "DELETE FROM aliases WHERE local=? AND domain=? AND lower(target)=?",
+                    (*key, str(parse_address(target))),
+                )
+                if not done.rowcount:
+                    raise AccountNotFound(f"{parsed} does not lead to {target}")

@@ -58,7 +58,15 @@ def test_f12_users_domains_and_aliases_are_effective_at_once(daemon, imap):
     assert server.command("alias", "add", "all@example.com", "ann@example.com", "bo@example.com").returncode == 0
     assert accepts(server, "all@example.com") == 250
     listed = json.loads(server.command("alias", "list", "--json").stdout)
-    assert listed == [{"address": "all@example.com", "targets": ["ann@example.com", "bo@example.com"]}]
+    assert listed == [{"address": "all@example.com", "targets": ["ann@example.com", "bo@example.com"], "forwarded": []}]
+    assert server.command("alias", "add", "all@example.com", "Dee@elsewhere.org").returncode == 0
+    shown = server.command("alias", "list").stdout.splitlines()
+    assert [line.split() for line in shown] == [
+        ["ADDRESS", "TARGETS", "FORWARDED"],
+        ["all@example.com", "Dee@elsewhere.org,", "ann@example.com,", "bo@example.com", "Dee@elsewhere.org"],
+    ]
+    assert server.command("alias", "remove", "all@example.com", "dee@elsewhere.org").returncode == 0
+    assert accepts(server, "all@example.com") == 250
     assert server.command("alias", "remove", "all@example.com").returncode == 0
     assert accepts(server, "all@example.com") == 550
     assert accepts(server, "x@example.net") == 550
@@ -104,7 +112,11 @@ def test_users_are_imported_all_or_none(daemon, imap, tmp_path):
         (["user", "add", "zoe", "--password-stdin"], "expected name@domain"),
         (["user", "add", "zoe@example.com"], "use --password-stdin"),
         (["user", "passwd", "zoe@example.com", "--password-stdin"], "There is no user zoe@example.com"),
-        (["alias", "add", "a@example.com", "b@elsewhere.org"], "does not forward to other servers"),
+        (["alias", "add", "a@elsewhere.org", "ann@example.com"], "mailsrv domain add elsewhere.org"),
+        (
+            ["alias", "remove", "team@example.com", "x@elsewhere.org"],
+            "team@example.com does not lead to x@elsewhere.org",
+        ),
         (["domain", "add", "not a domain"], "Not a domain name"),
         (["domain", "remove", "example.com"], "still has users"),
     ],

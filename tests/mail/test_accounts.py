@@ -71,6 +71,85 @@ def test_f05_alias_loops_end(accounts):
         names(accounts, "self@example.com")
 
 
+def expanded(accounts, address):
+    found = accounts.expand(parse_address(address))
+    return sorted(account.address.local for account in found.local), sorted(map(str, found.remote))
+
+
+def test_f05_aliases_and_catch_alls_lead_elsewhere(accounts):
+    accounts.add_alias("info@example.com", ["Bo.Elsewhere@Gmail.Example"])
+    accounts.add_alias("team@example.com", ["ann@example.com", "info@example.com", "x@other.example"])
+    assert expanded(accounts, "INFO+x@example.com") == ([], ["Bo.Elsewhere@gmail.example"]), "case is theirs to know"
+    assert expanded(accounts, "team@example.com") == (["ann"], ["Bo.Elsewhere@gmail.example", "x@other.example"])
+    assert accounts.expand(Address("TEAM+y", "Example.Com")).via == Address("team+y", "example.com")
+    assert expanded(accounts, "bo@example.com") == (["bo"], [])
+    accounts.set_catch_all("example.com", "boss@gmail.example")
+    assert expanded(accounts, "nobody@example.com") == ([], ["boss@gmail.example"])
+    with pytest.raises(RelayDenied):
+        accounts.expand(Address("bo.elsewhere", "gmail.example"))
+    for address in ("info@example.com", "team@example.com"):
+        with pytest.raises(RelayDenied):  # who cannot forward does not deliver half
+            accounts.resolve(parse_address(address))
+
+
+def test_s11_forwards_end(accounts):
+    accounts.add_alias("a@example.com", ["b@example.com", "x@elsewhere.org"])
+    accounts.add_alias("b@example.com", ["a@example.com", "x@elsewhere.org"])
+    assert expanded(accounts, "a@example.com") == ([], ["x@elsewhere.org"])
+    accounts.add_alias("deep9@example.com", ["x@elsewhere.org"])
+    for number in range(8, 0, -1):
+        accounts.add_alias(f"deep{number}@example.com", [f"deep{number + 1}@example.com"])
+    assert expanded(accounts, "deep1@example.com") == ([], ["x@elsewhere.org"])
+    with pytest.raises(TemporaryFailure, match="10 steps"):
+        accounts.add_alias("deep0@example.com", ["deep1@example.com"])
+    for number in range(2):
+        accounts.add_alias(f"many{number}@example.com", [f"x{number}-{n}@elsewhere.org" for n in range(60)])
+    accounts.add_alias("many@example.com", ["many0@example.com"])
+    assert len(expanded(accounts, "many@example.com")[1]) == 60
+    accounts.add_alias("many0@example.com", [f"more-{n}@elsewhere.org" for n in range(38)])
+    assert len(expanded(accounts, "many@example.com")[1]) == 98, "a hundred addresses in all, ours among them"
+    accounts.add_alias("many0@example.com", ["one@elsewhere.org"])
+    with pytest.raises(TemporaryFailure, match="over 100 addresses"):  # not to some of them
+        accounts.expand(parse_address("many@example.com"))
+
+
+def test_f05_a_disabled_user_forwards_nothing(accounts):
+    accounts.add_alias("info@example.com", ["ann@example.com"])
+    accounts.set_catch_all("example.com", "boss@gmail.example")
+    accounts.set_enabled("ann@example.com", False)
+    for address in ("ann@example.com", "info@example.com"):
+        with pytest.raises(RecipientUnknown):
+            accounts.expand(parse_address(address))
+
+
+def test_b20_a_domain_that_comes_or_goes_changes_what_is_elsewhere(accounts):
+    accounts.add_alias("info@example.com", ["Dee@example.org"])
+    assert expanded(accounts, "info@example.com") == ([], ["Dee@example.org"])
+    accounts.add_domain("example.org")
+    with pytest.raises(RecipientUnknown):
+        accounts.expand(parse_address("info@example.com"))
+    accounts.add_user("dee@example.org", "{PLAIN}x")
+    assert expanded(accounts, "info@example.com") == (["dee"], [])
+    accounts.remove_user("dee@example.org")
+    accounts.set_catch_all("example.com", "dee@example.org")
+    with pytest.raises(DomainExists, match=r"info@example\.com, example\.com \(catch-all\)|\(catch-all\), info@"):
+        accounts.remove_domain("example.org")
+    accounts.remove_alias("info@example.com")
+    accounts.set_catch_all("example.com", None)
+    accounts.add_alias("own@example.org", ["ann@example.com"])
+    accounts.remove_domain("example.org")
+    assert not accounts.aliases(), "its own aliases went with it"
+
+
+def test_f05_one_target_is_removed(accounts):
+    accounts.add_alias("info@example.com", ["Bo@Elsewhere.Org", "ann@example.com", "cy@example.com"])
+    accounts.remove_alias("info@example.com", ["bo@elsewhere.org", "CY@example.com"])
+    assert expanded(accounts, "info@example.com") == (["ann"], [])
+    with pytest.raises(AccountNotFound):
+        accounts.remove_alias("info@example.com", ["ann@example.com", "cy@example.com"])
+    assert expanded(accounts, "info@example.com") == (["ann"], []), "all of it or nothing"
+
+
 def test_f12_disabled_users_receive_nothing_and_do_not_log_in(accounts):
     accounts.set_enabled("ann@example.com", False)
     with pytest.raises(RecipientUnknown):
@@ -164,7 +243,10 @@ def test_f12_refusals_of_changes(accounts):
         (lambda: accounts.set_quota("nobody@example.com", 1), AccountNotFound),
         (lambda: accounts.remove_alias("nobody@example.com"), AccountNotFound),
         (lambda: accounts.add_alias("ann@example.com", ["bo@example.com"]), AccountExists),
-        (lambda: accounts.add_alias("new@example.com", ["x@elsewhere.org"]), RelayDenied),
+        (lambda: accounts.add_alias("new@elsewhere.org", ["ann@example.com"]), DomainNotFound),
+        (lambda: accounts.add_alias("new@example.com", ["x@elsewhere.org\r\nX: y"]), AddressInvalid),
+        (lambda: accounts.add_alias("new@example.com", []), AddressInvalid),
+        (lambda: accounts.remove_alias("nobody@example.com", ["ann@example.com"]), AccountNotFound),
         (lambda: accounts.add_domain("not a domain"), AddressInvalid),
     ):
         with pytest.raises(error):
