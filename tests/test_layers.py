@@ -34,7 +34,8 @@ TOP = {
 GEVENT = {
     "__main__", "cli.people", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream", "net.listener",
     "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify",
-    "mail.passwords", "mail.upkeep", "mail.watch", "store.account", "store.base", "store.files",
+    "mail.passwords", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch", "store.account", "store.base",
+    "store.entry", "store.files", "store.spool",
 }  # fmt: skip
 
 

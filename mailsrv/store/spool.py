@@ -1,0 +1,441 @@
+"""The queue on disk: each entry is a message file and a JSON file beside it, durable before anything is promised.
+
+`<root>/<xx>/<id>.eml` is the message as accepted and never changes; `<id>.json` is its envelope and what became of each
+recipient, replaced whole. An entry exists when its `.json` does. Its mtime is when to look at it next: a runner that
+starts reads names and times, no contents. Whoever changes an entry holds `flock` on its `.eml`, reads the `.json` again
+and replaces it; readers need no lock. All is blocking work for the thread pool and the command line.
+
+Imports: store.{base,entry,files}, log, errors.    docs/decisions/0009-the-queue.md
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gevent.monkey import get_original
+
+from mailsrv import log
+from mailsrv.errors import TemporaryFailure
+from mailsrv.store import files
+from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_json
+from mailsrv.store.files import Incoming
+
+PARTS = tuple(f"{number:02x}" for number in range(256))
+LOCK_SECONDS = 30.0
+STALE_SECONDS = 24 * 3600.0  # what is half made is left alone that long
+HELD_SECONDS = 365 * 24 * 3600.0  # the mtime of an entry that waits for nothing but a word
+MOST_JSON = 64 * 1024 * 1024
+_ID = re.compile(r"[0-9a-f]{18}")
+
+_sleep: Callable[[float], None] = get_original("time", "sleep")
+_monotonic: Callable[[], float] = get_original("time", "monotonic")
+_time: Callable[[], float] = get_original("time", "time")
+
+
+class EntryGone(Exception):
+    """There is no such entry (any more)."""
+
+
+class QueueLocked(Exception):
+    """Another runner owns the queue; `pid` as it wrote it, 0 if unknown."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"another queue runner works on this queue (pid {pid or 'unknown'})")
+        self.pid = pid
+
+
+def new_id() -> str:
+    """A name that no other message has: microseconds since 1970 in hexadecimal, then chance. Sorts by time."""
+    return f"{int(_time() * 1e6):014x}{os.urandom(2).hex()}"
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def time_of(id: str) -> float:
+    """When the name was made, seconds since 1970."""
+    return int(id[:14], 16) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class StagedEntry:
+    """Both files, complete and synced, in tmp/."""
+
+    entry: Entry
+    message: str
+    envelope: str
+
+
+class Spool:
+    def __init__(self, root: str, *, now: Callable[[], Stamp] = Stamp.now) -> None:
+        self.root = root
+        self.tmp_dir = f"{root}/tmp"
+        self.damaged_dir = f"{root}/damaged"
+        self.now = now
+
+    def prepare(self) -> None:
+        """Make the directories, if they are not there."""
+        if os.path.isdir(f"{self.root}/{PARTS[-1]}"):
+            return
+        with files.storage_errors("Making the queue's directories"):
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+            for name in ("tmp", "damaged", *PARTS):
+                os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
+            files.sync_directory(self.root)
+            files.sync_directory(os.path.dirname(self.root))
+
+    def message_path(self, id: str) -> str:
+        return f"{self.root}/{id[-2:]}/{id}.eml"
+
+    def envelope_path(self, id: str) -> str:
+        return f"{self.root}/{id[-2:]}/{id}.json"
+
+    # -------------------------------------------------------------- making
+
+    def stage(self, entry: Entry, message: Incoming, prefix: bytes = b"") -> StagedEntry:
+        """Write and sync both files in tmp/; size and hash of the message are put into the entry."""
+        made = ""
+        try:
+            with files.storage_errors("Writing the message to the queue"):
+                made = self._stage_message(entry, message, prefix)
+            return StagedEntry(entry, made, self._stage_envelope(entry))
+        except BaseException:
+            if made:
+                files.unlink_quietly(made)
+            raise
+
+    def _stage_message(self, entry: Entry, message: Incoming, prefix: bytes) -> str:
+        own = message.prefix == prefix and message.directory == self.tmp_dir
+        taken = message.take_file() if own else None
+        if taken is not None:
+            fd, path = taken
+        else:
+            path = f"{self.tmp_dir}/{entry.id}.eml"
+            files.step("create", path)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if taken is None:
+                text = message.text()
+                files.write_all(fd, prefix if text is None else prefix + text)
+                if text is None:
+                    message.write_to(fd)
+            entry.size, entry.sha256 = _digest(fd)
+            files.step("fsync", path)
+            files.sync(fd)
+        except BaseException:
+            files.unlink_quietly(path)
+            raise
+        finally:
+            files.close(fd)
+        return path
+
+    def _stage_envelope(self, entry: Entry) -> str:
+        now = self.now()
+        entry.touch(now)
+        path = f"{files.temporary_name(self.tmp_dir)}.json"
+        with files.storage_errors("Writing to the queue"):
+            try:
+                files.step("create", path)
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    files.write_all(fd, json.dumps(to_json(entry), indent=1, ensure_ascii=False).encode() + b"\n")
+                    due = now.wall + min(entry.wait(now), HELD_SECONDS)
+                    os.utime(fd, (due, due))
+                    files.step("fsync", path)
+                    files.sync(fd)
+                finally:
+                    files.close(fd)
+            except BaseException:
+                files.unlink_quietly(path)
+                raise
+        return path
+
+    def commit(self, staged: StagedEntry) -> None:
+        """The entry exists, and survives a power cut, when this returns. On failure nothing of it is left."""
+        id = staged.entry.id
+        try:
+            with files.storage_errors("Placing the message in the queue"):
+                files.rename_noreplace(staged.message, self.message_path(id))
+                files.rename_noreplace(staged.envelope, self.envelope_path(id))
+                self._sync(id)
+        except BaseException:
+            for path in (self.envelope_path(id), self.message_path(id)):
+                files.unlink_quietly(path)
+            self.discard(staged)
+            raise
+
+    def discard(self, staged: StagedEntry) -> None:
+        files.unlink_quietly(staged.message)
+        files.unlink_quietly(staged.envelope)
+
+    def put(self, entry: Entry, message: Incoming, prefix: bytes = b"") -> None:
+        """Stage and commit in one task."""
+        self.commit(self.stage(entry, message, prefix))
+
+    def _sync(self, id: str) -> None:
+        files.sync_directory(f"{self.root}/{id[-2:]}")
+
+    # -------------------------------------------------------------- reading
+
+    def load(self, id: str) -> Entry:
+        """The entry as it is now. Raises EntryGone, EntryDamaged, TemporaryFailure."""
+        with files.storage_errors("Reading the queue"):
+            try:
+                with open(self.envelope_path(id), "rb") as file:
+                    text = file.read(MOST_JSON)
+            except FileNotFoundError:
+                raise EntryGone(id) from None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as problem:
+            raise EntryDamaged(f"not JSON: {problem}") from None
+        entry = from_json(value)
+        if entry.id != id:
+            raise EntryDamaged(f"the entry says it is {entry.id[:40]!r}")
+        return entry
+
+    def check(self, entry: Entry, *, thoroughly: bool) -> None:
+        """Raises EntryDamaged unless the message is as it was accepted: its size, `thoroughly` its octets too."""
+        with files.storage_errors("Reading the queue"):
+            try:
+                fd = os.open(self.message_path(entry.id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                if not os.path.lexists(self.envelope_path(entry.id)):
+                    raise EntryGone(entry.id) from None
+                raise EntryDamaged("the message file is missing") from None
+            try:
+                size = os.fstat(fd).st_size
+                if size != entry.size:
+                    raise EntryDamaged(f"the message has {size} octets, not {entry.size}")
+                if thoroughly and _digest(fd)[1] != entry.sha256:
+                    raise EntryDamaged("the message is not the one that was accepted (SHA-256 differs)")
+            finally:
+                files.close(fd)
+
+    def scan(self, part: str) -> list[tuple[str, float]]:
+        """(id, when to look at it next) of the entries in one of PARTS; contents are not read."""
+        found: list[tuple[str, float]] = []
+        try:
+            with os.scandir(f"{self.root}/{part}") as listing:
+                for one in listing:
+                    id, dot, kind = one.name.partition(".")
+                    if dot and kind == "json" and is_id(id):
+                        try:
+                            found.append((id, one.stat(follow_symlinks=False).st_mtime))
+                        except FileNotFoundError:
+                            pass  # it ended meanwhile
+        except FileNotFoundError:
+            pass
+        return found
+
+    def ids(self) -> list[str]:
+        """All entries, oldest first."""
+        found: list[str] = []
+        for part in PARTS:
+            try:
+                names = os.listdir(f"{self.root}/{part}")
+            except FileNotFoundError:
+                continue
+            found += [name[:-5] for name in names if name.endswith(".json") and is_id(name[:-5])]
+        found.sort()
+        return found
+
+    # -------------------------------------------------------------- changing
+
+    def change(self, id: str, act: Callable[[Entry], bool]) -> Entry:
+        """Have `act` change the entry; it stays if that returns True, and ends otherwise. Durable when this returns.
+
+        Raises EntryGone, EntryDamaged, TemporaryFailure: then the entry is as it was, or as asked and not surely
+        durable.
+        """
+        with self._owned(id):
+            entry = self.load(id)
+            if act(entry):
+                self._replace(entry)
+            else:
+                self._remove(id)
+            return entry
+
+    def remove(self, id: str) -> None:
+        """End the entry, or take back one that was just made."""
+        with self._owned(id):
+            self._remove(id)
+
+    def _replace(self, entry: Entry) -> None:
+        path = self._stage_envelope(entry)
+        with files.storage_errors("Writing to the queue"):
+            try:
+                files.rename(path, self.envelope_path(entry.id))
+            except BaseException:
+                files.unlink_quietly(path)
+                raise
+            self._sync(entry.id)
+
+    def _remove(self, id: str) -> None:
+        with files.storage_errors("Removing from the queue"):
+            try:
+                files.unlink(self.envelope_path(id))
+            except FileNotFoundError:
+                raise EntryGone(id) from None
+            files.unlink(self.message_path(id))
+            self._sync(id)
+
+    @contextmanager
+    def _owned(self, id: str) -> Iterator[None]:
+        """Others that would change the entry wait meanwhile."""
+        path = self.message_path(id)
+        with files.storage_errors("Locking the entry"):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                if os.path.lexists(self.envelope_path(id)):
+                    raise EntryDamaged("the message file is missing") from None
+                raise EntryGone(id) from None
+        try:
+            _lock(fd, id)
+            if not os.fstat(fd).st_nlink:
+                raise EntryGone(id)
+            yield
+        finally:
+            files.close(fd)
+
+    # -------------------------------------------------------------- what is not well
+
+    def quarantine(self, id: str, reason: str) -> None:
+        """Put what is left of an entry aside, with the reason beside it. The others go on."""
+        log.error("queue entry damaged", id=id, reason=reason, kept=f"{self.damaged_dir}/{id}.*")
+        with files.storage_errors("Putting a damaged entry aside"):
+            files.write_text(f"{self.damaged_dir}/{id}.why", f"{reason}\n")
+            for path in (self.message_path(id), self.envelope_path(id)):
+                try:
+                    files.rename(path, f"{self.damaged_dir}/{os.path.basename(path)}")
+                except FileNotFoundError:
+                    pass
+            files.sync_directory(self.damaged_dir)
+            self._sync(id)
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """(id, reason) of what was put aside."""
+        found: list[tuple[str, str]] = []
+        try:
+            names = sorted(name for name in os.listdir(self.damaged_dir) if name.endswith(".why"))
+        except FileNotFoundError:
+            return found
+        for name in names:
+            try:
+                with open(f"{self.damaged_dir}/{name}", encoding="utf-8", errors="replace") as file:
+                    found.append((name.removesuffix(".why"), file.read(1000).strip()))
+            except OSError as failure:
+                found.append((name.removesuffix(".why"), str(failure)))
+        return found
+
+    def sweep(self, part: str) -> int:
+        """Remove old messages that have no envelope: never acknowledged, or ended. How many they were."""
+        directory = f"{self.root}/{part}"
+        there = _listed(directory)
+        lonely = [name for name in there if name.endswith(".eml") and f"{name[:-4]}.json" not in there]
+        return self._unlink_old(directory, lonely)
+
+    def sweep_tmp(self) -> int:
+        """Remove what was begun long ago and never placed."""
+        return self._unlink_old(self.tmp_dir, _listed(self.tmp_dir))
+
+    def _unlink_old(self, directory: str, names: Iterable[str]) -> int:
+        before = self.now().wall - STALE_SECONDS
+        return sum(_unlink_older(f"{directory}/{name}", before) for name in names)
+
+
+def _listed(directory: str) -> set[str]:
+    try:
+        return set(os.listdir(directory))
+    except FileNotFoundError:
+        return set()
+
+
+def _unlink_older(path: str, before: float) -> int:
+    try:
+        if os.lstat(path).st_ctime < before:
+            files.unlink(path)
+            return 1
+    except OSError:
+        pass
+    return 0
+
+
+def _digest(fd: int) -> tuple[int, str]:
+    size, digest = 0, hashlib.sha256()
+    while chunk := os.pread(fd, files.COPY_BYTES, size):
+        digest.update(chunk)
+        size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _lock(fd: int, id: str) -> None:
+    """A lock is held for milliseconds; whoever holds it for long has stopped."""
+    deadline = _monotonic() + LOCK_SECONDS
+    pause = 0.001
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if _monotonic() > deadline:
+                raise TemporaryFailure(f"the queue entry {id} is locked by another process") from None
+        except OSError as failure:
+            raise TemporaryFailure(f"the queue entry {id} cannot be locked: {failure.strerror}") from failure
+        _sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+class Ownership:
+    """`<root>/lock`: one runner at a time. It holds the runner's pid, and goes with the process."""
+
+    def __init__(self, root: str) -> None:
+        self.path = f"{root}/lock"
+        self._fd = -1
+
+    def acquire(self) -> None:
+        """Raises QueueLocked."""
+        with files.storage_errors("Locking the queue"):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = _pid_in(fd)
+            files.close(fd)
+            raise QueueLocked(pid) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            files.close(self._fd)
+            self._fd = -1
+
+    def holder(self) -> int | None:
+        """The pid of the runner that works now; None if there is none."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        except OSError:
+            return _pid_in(fd)
+        finally:
+            files.close(fd)
+
+
+def _pid_in(fd: int) -> int:
+    text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -1,0 +1,427 @@
+"""The queue on disk: an entry is there whole or not at all, whatever happens and wherever the work ends."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mailsrv.errors import TemporaryFailure
+from mailsrv.store import files
+from mailsrv.store.entry import FAILED, SENT, Entry, EntryDamaged, Origin, Recipient, Stamp
+from mailsrv.store.files import Incoming
+from mailsrv.store.spool import PARTS, EntryGone, Ownership, QueueLocked, Spool, is_id, new_id, time_of
+from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
+
+TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
+BO, CY = Address("bo", "example.org"), Address("cy", "example.net")
+
+
+def entry(*addresses: Address, **more) -> Entry:
+    recipients = [Recipient(address) for address in addresses or (BO,)]
+    return Entry(new_id(), Envelope(Address("ann", "example.com")), recipients, **more)
+
+
+def incoming(spool: Spool, text: bytes = TEXT, **more) -> Incoming:
+    message = Incoming(spool.tmp_dir, **more)
+    if message.write(text):
+        message.spill()
+    return message
+
+
+def put(spool: Spool, one: Entry | None = None, text: bytes = TEXT) -> str:
+    one = one or entry()
+    spool.put(one, incoming(spool, text))
+    return one.id
+
+
+def fail(recipient: Address = BO, disposition=Disposition.LATER, code=451) -> Outcome:
+    return Outcome(recipient, disposition, code, "4.2.0", "Not now", "mx.example.org[192.0.2.1]:25")
+
+
+def tree(spool: Spool) -> list[str]:
+    """Every file of the queue, but its lock."""
+    root = Path(spool.root)
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "lock")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    made = Spool(str(tmp_path / "queue"))
+    made.prepare()
+    return made
+
+
+def test_an_entry_is_two_plain_files(spool):
+    options = RecipientOptions(frozenset({"FAILURE", "DELAY"}), "rfc822;Bo@Example.org")
+    one = entry(origin=Origin(7, "smtp-1", "submission"), not_before=time.time() + 100)
+    one.recipients.append(Recipient(CY, options, via=Address("sales", "example.com")))
+    spool.put(one, incoming(spool), b"Received: from x\r\n")
+    part = f"{one.id[-2:]}/{one.id}"
+    assert tree(spool) == [f"{part}.eml", f"{part}.json"]
+    assert Path(spool.message_path(one.id)).read_bytes() == b"Received: from x\r\n" + TEXT
+    value = json.loads(Path(spool.envelope_path(one.id)).read_text())
+    assert value["envelope"]["sender"] == "ann@example.com"
+    assert value["recipients"][1]["address"] == "cy@example.net"
+    assert value["recipients"][1]["notify"] == ["DELAY", "FAILURE"]
+    assert oct(os.stat(spool.envelope_path(one.id)).st_mode)[-3:] == "600"
+    again = spool.load(one.id)
+    assert again.recipients == one.recipients and again.envelope == one.envelope and again.origin == one.origin
+    assert again.size == len(TEXT) + 18 and abs(again.not_before - one.not_before) < 0.01
+    spool.check(again, thoroughly=True)
+
+
+def test_names_sort_by_time():
+    names = [new_id() for _ in range(200)]
+    assert all(is_id(name) for name in names) and len(set(names)) == 200
+    assert [name[:14] for name in sorted(names)] == [name[:14] for name in names]
+    assert abs(time_of(names[0]) - time.time()) < 5
+    assert not is_id("../../etc/passwd00") and not is_id(names[0] + "0")
+
+
+def test_the_order_of_a_creation(spool, steps):
+    one = entry()
+    spool.put(one, incoming(spool))
+    message, envelope = spool.message_path(one.id), spool.envelope_path(one.id)
+    assert [step for step, _ in steps] == ["create", "fsync", "create", "fsync", "rename", "rename", "fsync"]
+    assert [path for _, path in steps][4:] == [message, envelope, os.path.dirname(message)]
+    steps.clear()
+    spool.change(one.id, lambda entry: True)
+    assert [step for step, _ in steps] == ["create", "fsync", "rename", "fsync"]
+    steps.clear()
+    spool.change(one.id, lambda entry: False)
+    assert [step for step, _ in steps] == ["unlink", "unlink", "fsync"]
+    assert [path for _, path in steps] == [envelope, message, os.path.dirname(message)]
+
+
+def test_a_large_message_is_placed_as_it_was_received(spool):
+    text = TEXT + b"x" * 70_000 + b"\r\n"
+    one = entry()
+    message = incoming(spool, text, prefix=b"Received: y\r\n", memory_bytes=1000)
+    assert message.path is not None
+    inode = os.stat(message.path).st_ino
+    spool.put(one, message, b"Received: y\r\n")
+    assert os.stat(spool.message_path(one.id)).st_ino == inode
+    assert Path(spool.message_path(one.id)).read_bytes() == b"Received: y\r\n" + text
+    spool.check(spool.load(one.id), thoroughly=True)
+    # The same text for another envelope is a copy.
+    other = entry()
+    message = incoming(spool, text, memory_bytes=1000)
+    spool.put(other, message, b"Received: z\r\n")
+    message.close()
+    assert Path(spool.message_path(other.id)).read_bytes() == b"Received: z\r\n" + text
+
+
+# ------------------------------------------------------------------ ends at every step
+
+
+def whole(spool: Spool) -> list[Entry]:
+    """All entries, each with its message as it was accepted."""
+    found = [spool.load(id) for id in spool.ids()]
+    for one in found:
+        spool.check(one, thoroughly=True)
+    return found
+
+
+def old(spool: Spool) -> None:
+    """What was left behind is swept when it is old, and no entry with it."""
+    before = spool.ids()
+    later = Spool(spool.root, now=lambda: Stamp(time.time() + 3 * 86400, "later", 0.0))
+    for part in PARTS:
+        later.sweep(part)
+    later.sweep_tmp()
+    assert spool.ids() == before
+    assert tree(spool) == sorted(f"{id[-2:]}/{id}.{kind}" for id in before for kind in ("eml", "json"))
+
+
+def test_s25_creation_ends_anywhere(tmp_path, dies_at_every_step):
+    """Whole or not there; there for sure when it was done."""
+
+    def prepare(n):
+        made = Spool(str(tmp_path / f"{n}"))
+        made.prepare()
+        put(made)
+        return made
+
+    def check(made, done):
+        found = whole(made)
+        assert len(found) in ((2,) if done else (1, 2))
+        old(made)
+
+    assert dies_at_every_step(prepare, put, check) == 7
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_s25_a_result_is_written_or_it_is_as_before(tmp_path, dies_at_every_step, large):
+    text = TEXT * (10_000 if large else 1)
+
+    def prepare(n):
+        made = Spool(str(tmp_path / f"{n}"))
+        made.prepare()
+        put(made, entry(BO, CY), text)
+        return made
+
+    def work(made):
+        def result(one):
+            one.recipients[0].state = SENT
+            one.recipients[1].note(fail(CY), 0.0)
+            one.delay(one.recipients[1], 300, made.now())
+            return True
+
+        made.change(made.ids()[0], result)
+
+    def check(made, done):
+        [one] = whole(made)
+        changed = (one.recipients[0].state == SENT, one.recipients[1].attempts == 1)
+        assert changed in ([(True, True)] if done else [(True, True), (False, False)])
+        old(made)
+
+    assert dies_at_every_step(prepare, work, check) == 4
+
+
+def test_b21_an_end_that_is_cut_off_is_an_end_or_none(tmp_path, dies_at_every_step):
+    def prepare(n):
+        made = Spool(str(tmp_path / f"{n}"))
+        made.prepare()
+        put(made)
+        put(made)
+        return made
+
+    def check(made, done):
+        assert len(whole(made)) in ((1,) if done else (1, 2))
+        old(made)
+
+    assert dies_at_every_step(prepare, lambda made: made.change(made.ids()[0], lambda _: False), check) == 3
+
+
+def test_s25_quarantine_ends_anywhere(tmp_path, dies_at_every_step):
+    def prepare(n):
+        made = Spool(str(tmp_path / f"{n}"))
+        made.prepare()
+        Path(made.envelope_path(put(made))).write_text("{")
+        put(made)
+        return made
+
+    def damaged(made):
+        for id in made.ids():
+            try:
+                made.load(id)
+            except EntryDamaged as damage:
+                made.quarantine(id, str(damage))
+
+    def check(made, done):
+        damaged(made)  # the next runner comes to the same conclusion
+        assert len(whole(made)) == 1
+        names = {path.rpartition(".")[2] for path in tree(made) if path.startswith("damaged/")}
+        assert {"why", "eml"} <= names or not done
+        assert not [path for path in tree(made) if path.endswith(".json") and "damaged" not in path][1:]
+
+    assert dies_at_every_step(prepare, damaged, check) >= 4
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+@pytest.mark.parametrize("at", range(7))
+def test_s26_failing_disk_while_an_entry_is_made(spool, at, code):
+    put(spool)
+    before = tree(spool)
+    left = [at]
+
+    def hook(step, path):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(code, os.strerror(code))
+
+    files.on_step(hook)
+    try:
+        with pytest.raises(TemporaryFailure):
+            put(spool)
+    finally:
+        files.on_step(None)
+    assert left[0] < 0 and tree(spool) == before and len(whole(spool)) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("at", ["create", "fsync", "rename"])
+def test_s26_failing_disk_leaves_the_entry_as_it_was(spool, at, code):
+    id = put(spool)
+    before = Path(spool.envelope_path(id)).read_bytes()
+
+    def hook(step, path):
+        if step == at:
+            raise OSError(code, os.strerror(code))
+
+    def result(one):
+        one.recipients[0].state = FAILED
+        return True
+
+    files.on_step(hook)
+    try:
+        with pytest.raises(TemporaryFailure):
+            spool.change(id, result)
+    finally:
+        files.on_step(None)
+    assert Path(spool.envelope_path(id)).read_bytes() == before
+    assert len(tree(spool)) == 2
+
+
+# ------------------------------------------------------------------ several at work
+
+
+CHANGER = """
+import sys
+sys.path.insert(0, {root!r})
+from mailsrv.store.spool import Spool
+spool = Spool({queue!r})
+sys.stdin.readline()
+for n in range(40):
+    def count(one):
+        one.recipients[0].attempts += 1
+        return True
+    spool.change({id!r}, count)
+"""
+
+
+def test_b21_changes_of_several_processes_are_all_kept(spool):
+    id = put(spool)
+    code = CHANGER.format(root=str(Path(__file__).parent.parent.parent), queue=spool.root, id=id)
+    running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) for _ in range(4)]
+    for one in running:
+        one.communicate("\n", timeout=50)
+        assert one.returncode == 0
+    assert spool.load(id).recipients[0].attempts == 160
+    assert len(tree(spool)) == 2
+
+
+def test_b21_one_runner_at_a_time(spool):
+    first = Ownership(spool.root)
+    assert first.holder() is None
+    first.acquire()
+    second = Ownership(spool.root)
+    with pytest.raises(QueueLocked, match=f"pid {os.getpid()}"):
+        second.acquire()
+    assert second.holder() == os.getpid()
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_what_has_ended_cannot_be_changed(spool):
+    id = put(spool)
+    spool.remove(id)
+    assert tree(spool) == []
+    for act in (spool.load, spool.remove, lambda id: spool.change(id, lambda one: True)):
+        with pytest.raises(EntryGone):
+            act(id)
+
+
+# ------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: b"", "not JSON"),
+        (lambda text: text[: len(text) // 2], "not JSON"),
+        (lambda text: b"[]", "not an object"),
+        (lambda text: b"\xff\xfe" + text, "not JSON"),
+        (lambda text: b"[" * 100_000, "not JSON"),
+        (lambda text: text.replace(b'"version": 1', b'"version": 99'), "version 99"),
+        (lambda text: text.replace(b"bo@example.org", b"bo at home"), "address"),
+        (lambda text: text.replace(b"bo@example.org", rb"bo\r\nX: y@example.org"), "address"),
+        (lambda text: text.replace(b'"waiting"', b'"thinking"'), "state"),
+        (lambda text: text.replace(b'"attempts": 0', b'"attempts": -1'), "below 0"),
+        (lambda text: text.replace(b'"attempts": 0', b'"attempts": true'), "attempts"),
+        (lambda text: text.replace(b'"waited_seconds": 0.0', b'"waited_seconds": Infinity'), "waited_seconds"),
+        (lambda text: text.replace(b'"next_at": "', b'"next_at": "x'), "next_at"),
+        (lambda text: text.replace(b'"id": "', b'"id": "0'), "says it is"),
+    ],
+)  # fmt: skip
+def test_s23_damaged_envelopes_are_known(spool, change, reason):
+    id = put(spool)
+    path = Path(spool.envelope_path(id))
+    text = path.read_bytes()
+    assert change(text) != text
+    path.write_bytes(change(text))
+    with pytest.raises(EntryDamaged, match=reason):
+        spool.load(id)
+
+
+def test_damaged_messages_are_known(spool):
+    id = put(spool)
+    one, path = spool.load(id), Path(spool.message_path(id))
+    path.write_bytes(TEXT.replace(b"goes", b"went"))
+    spool.check(one, thoroughly=False)
+    with pytest.raises(EntryDamaged, match="SHA-256"):
+        spool.check(one, thoroughly=True)
+    path.write_bytes(TEXT[:-1])
+    with pytest.raises(EntryDamaged, match="octets"):
+        spool.check(one, thoroughly=False)
+    path.unlink()
+    with pytest.raises(EntryDamaged, match="missing"):
+        spool.check(one, thoroughly=False)
+    spool.quarantine(id, "the message file is missing")
+    assert spool.damaged() == [(id, "the message file is missing")]
+    assert tree(spool) == [f"damaged/{id}.json", f"damaged/{id}.why"]
+
+
+# ------------------------------------------------------------------ time
+
+
+def at(wall: float, clock: float, boot: str = "one") -> Stamp:
+    return Stamp(wall, boot, clock)
+
+
+@pytest.mark.parametrize("jump", [-3650 * 86400.0, -86400.0, 0.0, 86400.0, 3650 * 86400.0])
+def test_a_jump_of_the_clock_neither_ages_nor_hurries(tmp_path, jump):
+    now = [at(1.8e9, 1000.0)]
+    spool = Spool(str(tmp_path / "queue"), now=lambda: now[0])
+    spool.prepare()
+    id = put(spool)
+
+    def later(one):
+        one.delay(one.recipients[0], 300.0, now[0])
+        return True
+
+    spool.change(id, later)
+    now[0] = at(1.8e9 + 100 + jump, 1100.0)
+    one = spool.load(id)
+    assert one.age(now[0]) == pytest.approx(100, abs=0.1)
+    assert one.wait(now[0]) == pytest.approx(200, abs=0.1)
+    # Written again by the clock that jumped, it means the same.
+    one = spool.change(id, lambda one: True)
+    assert os.stat(spool.envelope_path(id)).st_mtime == pytest.approx(now[0].wall + 200, abs=0.1)
+    now[0] = at(now[0].wall + 50, 1150.0)
+    again = spool.load(id)
+    assert again.age(now[0]) == pytest.approx(150, abs=0.1) and again.wait(now[0]) == pytest.approx(150, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("passed", "age", "wait"),
+    [(60.0, 60.0, 240.0), (7200.0, 7200.0, 0.0), (3650 * 86400.0, 86400.0, 0.0), (-3650 * 86400.0, 0.0, 300.0)],
+)
+def test_another_boot_with_another_clock(tmp_path, passed, age, wait):
+    """Only the wall clock knows what passed; it may be wrong by years, and expires nothing by itself."""
+    now = [at(1.8e9, 1000.0)]
+    spool = Spool(str(tmp_path / "queue"), now=lambda: now[0])
+    spool.prepare()
+    id = put(spool)
+
+    def later(one):
+        one.delay(one.recipients[0], 300.0, now[0])
+        return True
+
+    spool.change(id, later)
+    one, now[0] = spool.load(id), at(1.8e9 + passed, 5.0, "two")
+    assert one.age(now[0]) == pytest.approx(age, abs=0.1)
+    assert one.wait(now[0]) == pytest.approx(wait, abs=0.1)
+
+
+def test_what_is_held_waits_for_a_word(spool):
+    id = put(spool, entry(hold=True))
+    assert spool.load(id).wait(spool.now()) == float("inf")
+    [(found, due)] = spool.scan(id[-2:])
+    assert found == id and due > time.time() + 300 * 86400
