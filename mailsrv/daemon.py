@@ -29,6 +29,7 @@ from mailsrv.mail.intake import Intake
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.passwords import Passwords
+from mailsrv.mail.srs import Rewriter
 from mailsrv.mail.upkeep import Upkeep
 from mailsrv.mail.watch import Watch
 from mailsrv.net import listener, tls
@@ -124,7 +125,8 @@ class Server:
         self.config = config
         self._stop = Event()
         self._ticker: gevent.Greenlet | None = None
-        self.accounts = Accounts(config.accounts_path, config.mail_root)
+        rewriter = Rewriter(f"{config['server.data_dir']}/srs") if config["forwarding.srs"] else None
+        self.accounts = Accounts(config.accounts_path, config.mail_root, rewriter)
         self.passwords = Passwords(self.accounts)
         self.registry = Registry()
         self.watch = Watch()

@@ -179,6 +179,7 @@ SECTIONS = {
     "submissions": "Mail from our own users, with TLS from the first octet. Authentication is required.",
     "imap": "Reading mail, with STARTTLS.",
     "imaps": "Reading mail, with TLS from the first octet.",
+    "forwarding": "Mail that an alias or a catch-all leads to other servers.",
     "limits": "How many connections there may be.",
     "log": "One event, one line.",
 }
@@ -221,6 +222,8 @@ SETTINGS = (
     Setting("imap.allow_plaintext_login", FLAG, False, "Let clients on this machine's loopback address log in without "
             "TLS. Others never can."),
     Setting("imaps.listen", LISTEN, ["0.0.0.0:993"], "Addresses. RFC 8314."),
+    Setting("forwarding.srs", FLAG, True, "Give forwarded mail from other domains an envelope sender of ours (SRS), "
+            "without which servers that check SPF refuse it. Reports to it are passed on for 21 days."),
     Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
     Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 100, "Connections of one worker from one IP "
             "address. An office behind one address has many."),

@@ -1,12 +1,13 @@
 """Who a user is, and where mail for an address goes: domains, users, aliases, catch-alls in one small database.
 
-An alias or a catch-all may lead to addresses elsewhere: then mail for it is forwarded.
+An alias or a catch-all may lead to addresses elsewhere: then mail for it is forwarded, and with a `srs.Rewriter` its
+sender becomes one of ours, through which reports find their way back.
 
 The command line writes it while the server runs, and the server sees it at once: every look-up first asks SQLite
 whether another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it
 remembers. This database is no cache: its commits are synced.
 
-Imports: errors, values.    RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
+Imports: mail.srs, errors, values.    RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mailsrv.errors import (
@@ -30,6 +31,7 @@ from mailsrv.errors import (
     RelayDenied,
     TemporaryFailure,
 )
+from mailsrv.mail.srs import Rewriter, is_rewritten
 from mailsrv.values import Account, AccountId, Address
 
 VERSION = 1
@@ -127,8 +129,8 @@ def home_of(address: Address) -> str:
 class Accounts:
     """Look-ups for the server, changes for the command line. One object serves one process."""
 
-    def __init__(self, path: str, mail_root: str) -> None:
-        self._path, self._mail_root = path, mail_root
+    def __init__(self, path: str, mail_root: str, rewriter: Rewriter | None = None) -> None:
+        self._path, self._mail_root, self._rewriter = path, mail_root, rewriter
         self._pid = 0
         self._lock = threading.RLock()
         self._remembered: dict[tuple[str, object], object] = {}
@@ -272,10 +274,15 @@ class Accounts:
             listed.setdefault(Address(local, domain), []).append(target)
         return listed
 
-    def expand(self, address: Address) -> Expansion:
+    def expand(self, address: Address, *, null_sender: bool = False) -> Expansion:
         """Where a message to `address` goes. Raises RelayDenied for other domains, RecipientUnknown in ours,
         TemporaryFailure if that is too far or too many.
+
+        With `null_sender` the message is a report or its like, and `address` may be a sender that `forward_sender`
+        made: then `remote` is the original one. For anything else such an address is unknown.
         """
+        if self._rewriter is not None and is_rewritten(address.local) and self.is_local(address.domain):
+            return self._expand_rewritten(address, self._rewriter, null_sender=null_sender)
         memory, key = self._memory(), ("expand", (address.local.lower(), address.domain.lower()))
         if key not in memory:
             if not self.is_local(address.domain):
@@ -294,6 +301,25 @@ class Accounts:
         if expansion.remote:
             raise RelayDenied(f"{address} leads to {expansion.remote[0].domain}")
         return list(expansion.local)
+
+    def _expand_rewritten(self, address: Address, rewriter: Rewriter, *, null_sender: bool) -> Expansion:
+        original = rewriter.back(address.local) if null_sender else None
+        if original is None or (is_rewritten(original.local) and self.is_local(original.domain)):
+            raise RecipientUnknown(f"{address} is no sender of mail forwarded lately")
+        if self.is_local(original.domain):  # it was not when the mail came
+            return replace(self.expand(original), via=address)
+        return Expansion(address, (), (original,))
+
+    def forward_sender(self, sender: Address | None, via: Address) -> Address | None:
+        """The envelope sender with which a message goes on that `via`, an address of ours, led elsewhere.
+
+        For true forwards only: what comes from a domain of ours, or has the null sender, keeps what it has. A sender
+        that is rewritten stands in the domain of `via`; the reply path is `expand(…, null_sender=True)`. May wait for
+        the disk. Raises TemporaryFailure.
+        """
+        if sender is None or self._rewriter is None or self.is_local(sender.domain):
+            return sender
+        return self._rewriter.forward(sender, via.domain)
 
     def _expand(self, address: Address) -> Expansion:
         local: dict[AccountId, Account] = {}

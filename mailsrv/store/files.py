@@ -188,6 +188,24 @@ def write_text(path: str, text: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
+def create_text(path: str, text: str) -> None:
+    """Make a small file, whole and durable, unless there is one: then that stays, whoever made it."""
+    temporary = temporary_name(os.path.dirname(path))
+    step("write", path)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, text.encode())
+        os.fsync(fd)
+    finally:
+        close(fd)
+    try:
+        rename_noreplace(temporary, path)
+    except FileExistsError:
+        unlink_quietly(temporary)
+        return
+    sync_directory(os.path.dirname(path))
+
+
 def read_json(path: str) -> dict[str, Any] | None:
     """The object in a JSON file; None when there is no file or no object in it."""
     try:
