@@ -241,6 +241,8 @@ class Envelope:
 class Job:
     """One attempt: a message for some recipients that share a destination. `path` names the message's file, which
     holds it as accepted (trace lines included, CRLF line ends unless a sender broke them), `size` octets.
+
+    `account` is who submitted it, 0 for nobody; `ours` that this server wrote it (a report): such mail is signed.
     """
 
     id: str  # of the queue entry
@@ -248,6 +250,8 @@ class Job:
     recipients: tuple[tuple[Address, RecipientOptions], ...]
     path: str
     size: int
+    account: AccountId = AccountId(0)
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

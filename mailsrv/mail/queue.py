@@ -30,7 +30,7 @@ from mailsrv.mail.wakeup import Wakeups
 from mailsrv.store.entry import CANCELLED, FAILED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.files import offload
 from mailsrv.store.spool import PARTS, EntryGone, Ownership, Spool
-from mailsrv.values import Address, Disposition, Envelope, Job, Outcome, RecipientOptions
+from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
 
 LOCAL = "local"  # the destination that is our own mailboxes
 SLACK_SECONDS = 5.0  # recipients due this soon go with those that are due
@@ -367,7 +367,11 @@ class Queue:
                 break  # the rest is the next runner's
             some = due[start : start + RECIPIENTS_PER_JOB]
             recipients = tuple((one.address, _told_onward(one)) for one in some)
-            job = Job(entry.id, entry.envelope, recipients, self.spool.message_path(entry.id), entry.size)
+            job = Job(
+                entry.id, entry.envelope, recipients, self.spool.message_path(entry.id), entry.size,
+                account=AccountId(entry.origin.account),
+                ours=entry.origin.service in (bounce.REPORT, bounce.LAST_REPORT),
+            )  # fmt: skip
             self.counters.attempts += 1
             try:
                 said = {outcome.recipient: outcome for outcome in way(job)}
