@@ -65,3 +65,36 @@ def dot_stuffed(text: bytes) -> bytes:
         text = b"." + text
     text = text.replace(b"\r\n.", b"\r\n..")
     return text + (b".\r\n" if text.endswith(b"\r\n") or not text else END)
+
+
+class WholeLines:
+    """Text as it is kept, made text as it leaves: a lone CR or LF becomes CRLF, and the last line has one (S2).
+
+    Whoever signs a message and whoever sends it use this, so that the one signs what the other sends; dots are stuffed
+    after it. RFC 5321 2.3.8, RFC 6376 5.3.
+    """
+
+    __slots__ = ("_held", "_in_line")
+
+    def __init__(self) -> None:
+        self._held = b""  # a CR, of which only what follows tells whether it stands alone
+        self._in_line = False
+
+    def feed(self, data: bytes) -> bytes:
+        if self._held:
+            data = self._held + data
+        self._held = b""
+        if data.endswith(b"\r"):
+            data, self._held = data[:-1], b"\r"
+        if not data:
+            return b""
+        line_ends = data.count(b"\r\n")
+        if data.count(b"\n") != line_ends or data.count(b"\r") != line_ends:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+        self._in_line = not data.endswith(b"\n")
+        return data
+
+    def end(self) -> bytes:
+        """What is still to come after the last octet was fed."""
+        unfinished, self._held, self._in_line = self._in_line or bool(self._held), b"", False
+        return b"\r\n" if unfinished else b""
