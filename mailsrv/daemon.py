@@ -1,4 +1,7 @@
-"""One serving process: builds the objects, serves on listening sockets it was given, drains on SIGTERM.
+"""One process of the server: builds the objects, serves on the sockets it was given, runs its parts, drains on SIGTERM.
+
+A part is what runs once in the whole server, such as the queue: in the one process there is, or in a child of the
+supervisor's that has no listeners.
 
 Imports: everything below; gevent.    Order of draining: stop accepting, end what idles, let messages finish, close.
 """
@@ -6,15 +9,18 @@ Imports: everything below; gevent.    Order of draining: stop accepting, end wha
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
+import os
 import resource
 import signal
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import gevent
 from gevent.event import Event
@@ -41,6 +47,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 COLLECT_AFTER = (5000, 20, 100)  # a full collection holds everybody up, and finds next to nothing here
 SWITCH_SECONDS = 0.0005  # how long a thread may hold the interpreter while the hub waits for it
 TICK_SECONDS = 0.001
+BEATS_IN_HANG = 5  # signs of life in the time after which a process is taken to hang
+TURN_SECONDS = 0.05
+RETRY_SECONDS = 10.0
 IMPLICIT_TLS = ("submissions", "imaps")
 SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
 _SMTP_FAREWELL = b"421 4.7.0 Too many connections, try again later\r\n"
@@ -49,6 +58,20 @@ _IMAP_FAREWELL = b"* BYE [LIMIT] Too many connections, try again later\r\n"
 
 class StartError(Exception):
     """The server cannot start; the text says what to do."""
+
+
+class Part(Protocol):
+    """What runs once in the whole server."""
+
+    def start(self) -> None:
+        """Begin, in greenlets of its own."""
+
+    def close(self, deadline: float) -> None:
+        """End. What is under way may be finished until then (monotonic clock); nothing goes on afterwards."""
+
+
+# Every part: its name, and what makes it of the process's objects.
+PARTS: dict[str, Callable[[Server], Part]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +140,23 @@ def raise_descriptor_limit() -> None:
 
 
 class Server:
-    """Worker `number` of `workers`, with all it needs to serve."""
+    """A process with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names in PARTS.
+    `beat` is called while the event loop turns.
+    """
 
     def __init__(
-        self, config: Config, bound: list[Bound], context: ssl.SSLContext | None, *, number: int = 0, workers: int = 1
+        self,
+        config: Config,
+        bound: list[Bound],
+        context: ssl.SSLContext | None,
+        *,
+        leads: bool = True,
+        parts: Sequence[str] = (),
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
+        self._beat = beat
+        self._heart: gevent.Greenlet | None = None
         self._stop = Event()
         self._ticker: gevent.Greenlet | None = None
         rewriter = Rewriter(f"{config['server.data_dir']}/srs") if config["forwarding.srs"] else None
@@ -137,8 +171,8 @@ class Server:
             on_open=self.watch.opened,
             on_close=self.watch.closed,
         )
-        self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=number == 0)
-        self.bus = Bus(config["server.run_dir"], number, workers, self.registry)
+        self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=leads)
+        self.bus = Bus(config["server.run_dir"], str(os.getpid()), self.registry)
         admission = listener.Admission(
             listener.Limits(config["limits.connections"], config["limits.connections_per_address"])
         )
@@ -160,6 +194,7 @@ class Server:
             )
             for one in bound
         ]
+        self.parts = [_Once(name, self) for name in parts]
 
     def _smtp_maker(self, context: ssl.SSLContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
         config = self.config
@@ -225,10 +260,18 @@ class Server:
             self._ticker = gevent.spawn(_tick)
         for one in self.listeners:
             one.start()
+        for part in self.parts:
+            part.start()
+        self._heart = gevent.spawn(self._beat_on)
         # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*COLLECT_AFTER)
+
+    def _beat_on(self) -> None:
+        while True:
+            self._beat()
+            gevent.sleep(self.config["server.hang_seconds"] / BEATS_IN_HANG)
 
     def stop(self) -> None:
         self._stop.set()
@@ -244,17 +287,63 @@ class Server:
             one.stop_accepting()
         for one in self.listeners:
             one.stop()
+        for part in self.parts:
+            part.close(deadline)
         cut = sum(one.join(deadline) for one in self.listeners)
         if cut:
             log.warning("connections cut off at shutdown", count=cut)
-        if self._ticker is not None:
-            self._ticker.kill()
+        for greenlet in (self._ticker, self._heart):
+            if greenlet is not None:
+                greenlet.kill()
         self.upkeep.close()
         self.watch.close()
         self.bus.close()
         self.mailboxes.close_all()
         self.accounts.close()
         log.info("stopped")
+
+
+class _Once:
+    """A part that waits for its turn: it begins when no other process has it, such as one that is being replaced."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        self._name, self._server = name, server
+        self._part: Part | None = None
+        self._greenlet: gevent.Greenlet | None = None
+        self._fd = -1
+
+    def start(self) -> None:
+        self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        path = f"{self._server.config['server.run_dir']}/{self._name}.lock"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        while not self._locked():
+            gevent.sleep(TURN_SECONDS)
+        while self._part is None:
+            try:
+                part = PARTS[self._name](self._server)
+                part.start()
+            except Exception:
+                log.exception("part failed to start", part=self._name, again_in_s=RETRY_SECONDS)
+                gevent.sleep(RETRY_SECONDS)
+            else:
+                self._part = part
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self, deadline: float) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+        if self._part is not None:
+            self._part.close(deadline)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def _tick() -> None:

@@ -193,6 +193,8 @@ SETTINGS = (
             "With 1 everything runs in one process."),
     Setting("server.shutdown_seconds", _number(0, 3600, "seconds"), 30, "How long sessions may finish what they do "
             "after SIGTERM."),
+    Setting("server.hang_seconds", _number(1, 3600, "seconds"), 30, "A process whose event loop gave no sign of life "
+            "for so long is killed and started again."),
     Setting("tls.certificate", OPTIONAL_PATH, "", "PEM file with the certificate chain, the server's own first. "
             "Without it nobody can log in."),
     Setting("tls.key", OPTIONAL_PATH, "", "PEM file with the private key."),

@@ -1,9 +1,10 @@
-"""Holds the listening sockets, starts the workers on them, restarts what dies, passes signals on.
+"""Holds the listening sockets, starts children on them, restarts what dies, kills what hangs, passes signals on.
 
-It runs no greenlets: between forks there must be nothing that could wake in a child. A worker whose supervisor dies is
-told by the kernel and drains, so that the ports are free again.
+Its children are the workers, each serving all listeners, and one for each part (daemon.PARTS). It runs no greenlets:
+between forks there must be nothing that could wake in a child. A child whose supervisor dies is told by the kernel and
+drains, so that the ports are free again.
 
-Imports: daemon, config, log.    prctl(2) PR_SET_PDEATHSIG.
+Imports: daemon, heartbeat, config, log.    prctl(2) PR_SET_PDEATHSIG.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gevent
@@ -23,15 +24,17 @@ from gevent.monkey import get_original
 
 from mailsrv import log
 from mailsrv.config import Config
-from mailsrv.daemon import Bound, Server, StartError, bind_all, raise_descriptor_limit, tls_context
+from mailsrv.daemon import PARTS, Bound, Server, StartError, bind_all, raise_descriptor_limit, tls_context
+from mailsrv.heartbeat import Heartbeats
 
 _fork = get_original("os", "fork")
 _waitpid = get_original("os", "waitpid")
 _PR_SET_PDEATHSIG = 1
 _select = get_original("select", "select")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-STEADY_SECONDS = 10.0  # a worker that lived this long is restarted at once
+STEADY_SECONDS = 10.0  # a child that lived this long is restarted at once
 LONGEST_PAUSE = 30.0
+ROUND_SECONDS = 0.5
 KILL_AFTER_SECONDS = 5.0  # beyond the time sessions have for shutting down
 
 
@@ -98,10 +101,10 @@ def serve(config: Config) -> None:
             addresses=" ".join(f"{one.service}={_address(one)}" for one in bound),
         )  # fmt: skip
         if config["server.workers"] == 1:
-            Server(config, bound, context).run()
+            Server(config, bound, context, parts=tuple(PARTS)).run()
         else:
-            gc.freeze()  # pages the workers share stay shared
-            _Supervisor(config, bound, lambda number: _work(config, bound, context, number)).run()
+            gc.freeze()  # pages the children share stay shared
+            _Supervisor(config, bound, list(_children(config, bound, context))).run()
     finally:
         pid_file.release()
         log.flush()
@@ -112,8 +115,30 @@ def _address(one: Bound) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _work(config: Config, bound: list[Bound], context: ssl.SSLContext | None, number: int) -> None:
-    Server(config, bound, context, number=number, workers=config["server.workers"]).run()
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process to be kept alive. `run` serves until SIGTERM, and calls what it is given while its event loop turns."""
+
+    name: str
+    run: Callable[[Callable[[], None]], None]
+
+
+def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None) -> Iterator[Child]:
+    """The workers, and one child for each part."""
+    for number in range(config["server.workers"]):
+
+        def work(beat: Callable[[], None], leads: bool = number == 0) -> None:
+            Server(config, bound, context, leads=leads, beat=beat).run()
+
+        yield Child(f"worker-{number}", work)
+    for part in PARTS:
+
+        def attend(beat: Callable[[], None], part: str = part) -> None:
+            for one in bound:
+                one.socket.close()
+            Server(config, [], context, leads=False, parts=[part], beat=beat).run()
+
+        yield Child(part, attend)
 
 
 def _noted(number: int, frame: object) -> None:
@@ -121,18 +146,20 @@ def _noted(number: int, frame: object) -> None:
 
 
 @dataclass(slots=True)
-class _Worker:
-    number: int
+class _Running:
+    seat: int
     pid: int
     started_at: float
 
 
 class _Supervisor:
-    def __init__(self, config: Config, bound: list[Bound], work: Callable[[int], None]) -> None:
-        self._config, self._bound, self._work = config, bound, work
-        self._workers: dict[int, _Worker] = {}  # by pid
-        self._due: dict[int, float] = {}  # number -> when to start it (again)
+    def __init__(self, config: Config, bound: list[Bound], children: list[Child]) -> None:
+        self._config, self._bound, self._children = config, bound, children
+        self._beats = Heartbeats(len(children))
+        self._running: dict[int, _Running] = {}  # by pid
+        self._due: dict[int, float] = {}  # seat (place in `children`) -> when to start it (again)
         self._pauses: dict[int, float] = {}
+        self._looked_at = 0.0
         self._stopping_since: float | None = None
 
     def run(self) -> None:
@@ -141,31 +168,35 @@ class _Supervisor:
         signal.set_wakeup_fd(written)
         for number in _SIGNALS:
             signal.signal(number, _noted)
-        self._due = dict.fromkeys(range(self._config["server.workers"]), 0.0)
-        while self._workers or (self._due and self._stopping_since is None):
+        self._due = dict.fromkeys(range(len(self._children)), 0.0)
+        while self._running or (self._due and self._stopping_since is None):
             self._start_due()
-            if _select([numbers], [], [], 0.5)[0]:
+            if _select([numbers], [], [], ROUND_SECONDS)[0]:
                 for received in dict.fromkeys(os.read(numbers, 4096)):
                     self._signal(signal.Signals(received))
             self._reap()
             if self._stopping_since is not None:
                 self._tell(signal.SIGTERM)  # again, for one that was told before it could hear
-            self._kill_slow()
+                self._kill_slow()
+            else:
+                self._kill_hung()
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for number in [number for number, when in self._due.items() if when <= now]:
+        for seat in [seat for seat, when in self._due.items() if when <= now]:
             if self._stopping_since is None:
-                del self._due[number]
-                self._start(number)
+                del self._due[seat]
+                self._start(seat)
 
-    def _start(self, number: int) -> None:
+    def _start(self, seat: int) -> None:
         log.flush()
         parent = os.getpid()
+        child = self._children[seat]
+        self._beats.clear(seat)
         pid = _fork()
         if pid:
-            self._workers[pid] = _Worker(number, pid, time.monotonic())
-            log.info("worker started", worker=number, pid=pid)
+            self._running[pid] = _Running(seat, pid, time.monotonic())
+            log.info("process started", name=child.name, pid=pid)
             return
         code = 1
         try:
@@ -176,10 +207,10 @@ class _Supervisor:
             if os.getppid() != parent:
                 os._exit(0)  # it died before the kernel was asked to tell
             gevent.reinit()
-            self._work(number)
+            child.run(lambda: self._beats.beat(seat))
             code = 0
         except BaseException:
-            log.exception("worker failed", worker=number)
+            log.exception("process failed", name=child.name)
         finally:
             log.flush()
             os._exit(code)
@@ -196,11 +227,8 @@ class _Supervisor:
             self._tell(signal.SIGHUP)
 
     def _tell(self, number: signal.Signals) -> None:
-        for pid in self._workers:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass
+        for pid in self._running:
+            _kill(pid, number)
 
     def _reap(self) -> None:
         while True:
@@ -210,24 +238,45 @@ class _Supervisor:
                 return
             if not pid:
                 return
-            worker = self._workers.pop(pid, None)
-            if worker is not None:
-                self._ended(worker, status)
+            ended = self._running.pop(pid, None)
+            if ended is not None:
+                self._ended(ended, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, worker: _Worker, status: int) -> None:
-        code = os.waitstatus_to_exitcode(status)
+    def _ended(self, ended: _Running, code: int) -> None:
+        name = self._children[ended.seat].name
         if self._stopping_since is not None:
-            log.info("worker ended", worker=worker.number, pid=worker.pid, code=code)
+            log.info("process ended", name=name, pid=ended.pid, code=code)
             return
-        lived = time.monotonic() - worker.started_at
-        pause = 0.0 if lived > STEADY_SECONDS else self._pauses.get(worker.number, 0.05)
-        self._pauses[worker.number] = min(max(pause, 0.05) * 2, LONGEST_PAUSE)
-        log.error("worker died", worker=worker.number, pid=worker.pid, code=code, restart_in_s=pause)
-        self._due[worker.number] = time.monotonic() + pause
+        lived = time.monotonic() - ended.started_at
+        pause = 0.0 if lived > STEADY_SECONDS else self._pauses.get(ended.seat, 0.05)
+        self._pauses[ended.seat] = min(max(pause, 0.05) * 2, LONGEST_PAUSE)
+        log.error("process died", name=name, pid=ended.pid, code=code, restart_in_s=pause)
+        self._due[ended.seat] = time.monotonic() + pause
+
+    def _kill_hung(self) -> None:
+        """End whose event loop has not turned for too long. Not after a time in which this process did not run either,
+        as when the machine was stopped: then nobody could beat.
+        """
+        now, limit = time.monotonic(), self._config["server.hang_seconds"]
+        stood_still, self._looked_at = now - self._looked_at > limit / 2 + ROUND_SECONDS, now
+        for one in self._running.values():
+            silent = now - max(one.started_at, self._beats.last(one.seat))
+            if stood_still:
+                self._beats.beat(one.seat)
+            elif silent > limit:
+                log.error("process hangs", name=self._children[one.seat].name, pid=one.pid, silent_s=silent)
+                _kill(one.pid, signal.SIGKILL)
+                one.started_at = now  # until it is reaped
 
     def _kill_slow(self) -> None:
-        if self._stopping_since is None:
-            return
+        assert self._stopping_since is not None
         if time.monotonic() - self._stopping_since > self._config["server.shutdown_seconds"] + KILL_AFTER_SECONDS:
-            log.error("workers did not end in time", pids=" ".join(str(pid) for pid in self._workers))
+            log.error("processes did not end in time", pids=" ".join(str(pid) for pid in self._running))
             self._tell(signal.SIGKILL)
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

@@ -27,6 +27,7 @@ TOP = {
     "daemon",
     "doctor",
     "generate",
+    "heartbeat",
     "quickstart",
     "settings",
     "supervisor",

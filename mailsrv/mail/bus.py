@@ -1,10 +1,11 @@
-"""Carries "mailbox id changed" between the worker processes, over Unix datagrams in the run directory.
+"""Carries "mailbox id changed" between the processes, over Unix datagrams in the run directory.
 
-Worker n is bound to `<directory>/<n>.bus`. A datagram is a run of 12-octet records (account, mailbox number); the
-record of zeros means "anything may have changed". What a peer's full socket does not take now is kept as a set of
-ids and sent when it can be, and a set that grows too large becomes "anything": never nothing. A peer that is gone is
-not waited for: a worker that starts has no state that could be stale. Another carrier (a database's notifications,
-say) would offer the same two methods.
+Each process is bound to `<directory>/<name>.bus`, and its peers are whoever else has such a socket there: also those
+of a server that is being replaced and still has sessions. A datagram is a run of 12-octet records (account, mailbox
+number); the record of zeros means "anything may have changed". What a peer's full socket does not take now is kept as
+a set of ids and sent when it can be, and a set that grows too large becomes "anything": never nothing. A peer that is
+gone is not waited for: a process that starts has no state that could be stale. Another carrier (a database's
+notifications, say) would offer the same two methods.
 
 Imports: mail.notify, log, values, gevent.
 """
@@ -16,6 +17,7 @@ import glob
 import os
 import socket
 import struct
+import time
 
 import gevent
 
@@ -28,6 +30,7 @@ EVERYTHING = RECORD.pack(0, 0)
 RECORDS_PER_DATAGRAM = 512
 MOST_PENDING = 10_000
 RETRY_SECONDS = 0.005
+SETTLED_NS = 100_000_000  # a directory changed longer ago than this shows the next change in its time stamp
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EWOULDBLOCK)
 
 
@@ -44,9 +47,12 @@ class _Peer:
 
 
 class Bus:
-    def __init__(self, directory: str, number: int, peers: int, registry: Registry) -> None:
-        self._path = f"{directory}/{number}.bus"
-        self._peers = [_Peer(f"{directory}/{other}.bus") for other in range(peers) if other != number]
+    """`name` is this process's own among those that run, such as its pid."""
+
+    def __init__(self, directory: str, name: str, registry: Registry) -> None:
+        self._directory, self._path = directory, f"{directory}/{name}.bus"
+        self._peers: dict[str, _Peer] = {}  # by path
+        self._listed = 0  # the directory's time stamp when the peers were listed; 0 if it may not show the next change
         self._registry = registry
         self._socket: socket.socket | None = None
         self._sender: socket.socket | None = None
@@ -55,10 +61,7 @@ class Bus:
 
     def start(self) -> None:
         """Listen, then forward what this process publishes. Before any mailbox is opened."""
-        try:
-            os.unlink(self._path)  # of a worker that was killed
-        except FileNotFoundError:
-            pass
+        _remove(self._path)  # of a process that was killed
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._path)
         os.chmod(self._path, 0o600)
@@ -77,15 +80,26 @@ class Bus:
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None
-            try:
-                os.unlink(self._path)
-            except FileNotFoundError:
-                pass
+            _remove(self._path)
+
+    def _find_peers(self) -> None:
+        """A look at the directory's time stamp, and at its names when it changed: a peer is known once it listens."""
+        try:
+            stamp = os.stat(self._directory).st_mtime_ns
+            if stamp == self._listed:
+                return
+            found = [f"{self._directory}/{name}" for name in os.listdir(self._directory) if name.endswith(".bus")]
+        except OSError as failure:
+            log.warning("bus directory not listed", path=self._directory, error=str(failure))
+            return
+        self._listed = stamp if abs(time.time_ns() - stamp) > SETTLED_NS else 0
+        self._peers = {path: self._peers.get(path) or _Peer(path) for path in found if path != self._path}
 
     def forward(self, mailbox: MailboxId) -> None:
         """Tell every peer; does not wait."""
+        self._find_peers()
         record = RECORD.pack(mailbox.account, mailbox.number)
-        for peer in self._peers:
+        for peer in self._peers.values():
             if peer.flushing:
                 self._keep(peer, record)
             elif not self._send(peer, record):
@@ -111,7 +125,9 @@ class Bus:
         except OSError as failure:
             if failure.errno in _FULL:
                 return False
-            if failure.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+            if failure.errno == errno.ECONNREFUSED:
+                _remove(peer.path)  # of a process that was killed
+            elif failure.errno != errno.ENOENT:
                 log.warning("bus send failed", peer=peer.path, error=str(failure))
         return True
 
@@ -151,6 +167,13 @@ class Bus:
                 self._registry.changed_everything()
             else:
                 self._registry.changed(MailboxId(AccountId(account), number))
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def tell_everything(directory: str) -> int:

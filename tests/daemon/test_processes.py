@@ -97,10 +97,25 @@ def test_killed_worker_is_replaced_and_the_others_go_on(daemon, imap):
     os.kill(before[0], signal.SIGKILL)
     after = until(lambda: now if len(now := server.workers()) == 2 and before[0] not in now else None, "a new worker")
     assert before[1] in after
-    until(lambda: "worker-died" in server.log.read_text(), "the log says so")
+    until(lambda: "process-died name=worker-" in server.log.read_text(), "the log says so")
     for _ in range(8):  # whoever takes the connection
         client = imap(server.connect("imap"))
         assert client.uids() == {}
+    assert server.stop() == 0
+
+
+def test_hung_worker_is_killed_and_replaced(daemon, imap):
+    server = daemon(**{"server.workers": 2, "server.hang_seconds": 1.5})
+    before = until(lambda: server.workers() if len(server.workers()) == 2 else None, "two workers")
+    os.kill(before[0], signal.SIGSTOP)  # as if its event loop did not turn
+    after = until(lambda: now if len(now := server.workers()) == 2 and before[0] not in now else None, "a new worker")
+    assert before[1] in after
+    until(
+        lambda: re.search(rf"process-hangs name=worker-\d pid={before[0]} silent_s=1\.", server.log.read_text()), "told"
+    )
+    time.sleep(2)  # longer than the limit: nobody else is taken to hang
+    assert server.workers() == after
+    assert imap(server.connect("imap")).uids() == {}
     assert server.stop() == 0
 
 

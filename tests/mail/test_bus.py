@@ -36,7 +36,7 @@ def buses(tmp_path):
     made = []
     for number in range(3):
         registry = Heard()
-        made.append((Bus(str(tmp_path), number, 3, registry), registry))
+        made.append((Bus(str(tmp_path), str(number), registry), registry))
         made[-1][0].start()
     yield made
     for one, _ in made:
@@ -59,11 +59,31 @@ def test_f04_a_process_that_does_not_listen_yet_or_any_more_is_not_waited_for(bu
     buses[0][1].publish(MailboxId(1, 1))
     buses[1][1].wait_for(lambda heard: heard)
     again = Heard()
-    bus = Bus(str(tmp_path), 2, 3, again)
+    bus = Bus(str(tmp_path), "2", again)
     bus.start()
     buses[0][1].publish(MailboxId(1, 2))
     again.wait_for(lambda heard: MailboxId(1, 2) in heard)
     bus.close()
+
+
+def test_f04_a_process_that_comes_later_is_found(buses, tmp_path, monkeypatch):
+    """As in an upgrade: sessions of the old processes must hear what the new ones do, and the other way about."""
+    buses[0][1].publish(MailboxId(1, 1))
+    buses[1][1].wait_for(lambda heard: heard)
+    later = Heard()
+    bus = Bus(str(tmp_path), "later", later)
+    bus.start()
+    buses[0][1].publish(MailboxId(1, 2))
+    later.wait_for(lambda heard: MailboxId(1, 2) in heard)
+    later.publish(MailboxId(1, 3))
+    for _, registry in buses:
+        registry.wait_for(lambda heard: MailboxId(1, 3) in heard)
+    bus.close()
+    monkeypatch.setattr(carrier, "SETTLED_NS", 0)
+    buses[0][1].publish(MailboxId(1, 4))
+    monkeypatch.setattr(carrier.os, "listdir", lambda path: pytest.fail("a directory that did not change is listed"))
+    buses[0][1].publish(MailboxId(1, 5))
+    buses[1][1].wait_for(lambda heard: MailboxId(1, 5) in heard)
 
 
 def test_s_traps_a_full_socket_loses_nothing(buses, tmp_path):
@@ -74,7 +94,7 @@ def test_s_traps_a_full_socket_loses_nothing(buses, tmp_path):
     for mailbox in wanted:
         buses[0][1].publish(mailbox)
         buses[0][1].publish(mailbox)
-    peer = buses[0][0]._peers[0]
+    peer = buses[0][0]._peers[str(tmp_path / "1.bus")]
     assert peer.flushing and 0 < len(peer.pending) <= 3000
     receiver._receiver = gevent.spawn(receiver._receive)
     buses[1][1].wait_for(lambda heard: set(wanted) <= set(heard))
@@ -84,13 +104,13 @@ def test_s_traps_a_full_socket_loses_nothing(buses, tmp_path):
     assert not peer.pending
 
 
-def test_s_traps_too_much_becomes_anything(buses, monkeypatch):
+def test_s_traps_too_much_becomes_anything(buses, tmp_path, monkeypatch):
     monkeypatch.setattr(carrier, "MOST_PENDING", 50)
     receiver = buses[1][0]
     receiver._receiver.kill()
     for number in range(5000):
         buses[0][1].publish(MailboxId(1, number))
-    peer = buses[0][0]._peers[0]
+    peer = buses[0][0]._peers[str(tmp_path / "1.bus")]
     assert peer.everything and not peer.pending
     receiver._receiver = gevent.spawn(receiver._receive)
     buses[1][1].wait_for(lambda heard: None in heard)
