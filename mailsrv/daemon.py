@@ -27,6 +27,7 @@ from gevent.event import Event
 
 from mailsrv import log
 from mailsrv.config import Config
+from mailsrv.control import Control
 from mailsrv.imap import context as imap_context
 from mailsrv.imap.session import Session as ImapSession
 from mailsrv.mail.accounts import Accounts
@@ -140,8 +141,8 @@ def raise_descriptor_limit() -> None:
 
 
 class Server:
-    """A process with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names in PARTS.
-    `beat` is called while the event loop turns.
+    """The process `name`, with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names
+    in PARTS. `beat` is called while the event loop turns.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Server:
         bound: list[Bound],
         context: ssl.SSLContext | None,
         *,
+        name: str = "worker-0",
         leads: bool = True,
         parts: Sequence[str] = (),
         beat: Callable[[], None] = lambda: None,
@@ -173,6 +175,7 @@ class Server:
         )
         self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=leads)
         self.bus = Bus(config["server.run_dir"], str(os.getpid()), self.registry)
+        self.control = Control(config["server.run_dir"], name)
         admission = listener.Admission(
             listener.Limits(config["limits.connections"], config["limits.connections_per_address"])
         )
@@ -254,6 +257,7 @@ class Server:
 
     def start(self) -> None:
         self.bus.start()
+        self.control.start()
         self.watch.start(self.mailboxes)
         self.upkeep.start()
         if self.config["log.hub_delay"]:
@@ -296,6 +300,7 @@ class Server:
             if greenlet is not None:
                 greenlet.kill()
         self.upkeep.close()
+        self.control.close()
         self.watch.close()
         self.bus.close()
         self.mailboxes.close_all()

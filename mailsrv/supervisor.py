@@ -127,8 +127,8 @@ def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None
     """The workers, and one child for each part."""
     for number in range(config["server.workers"]):
 
-        def work(beat: Callable[[], None], leads: bool = number == 0) -> None:
-            Server(config, bound, context, leads=leads, beat=beat).run()
+        def work(beat: Callable[[], None], number: int = number) -> None:
+            Server(config, bound, context, name=f"worker-{number}", leads=number == 0, beat=beat).run()
 
         yield Child(f"worker-{number}", work)
     for part in PARTS:
@@ -136,7 +136,7 @@ def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None
         def attend(beat: Callable[[], None], part: str = part) -> None:
             for one in bound:
                 one.socket.close()
-            Server(config, [], context, leads=False, parts=[part], beat=beat).run()
+            Server(config, [], context, name=part, leads=False, parts=[part], beat=beat).run()
 
         yield Child(part, attend)
 

@@ -24,6 +24,7 @@ TOP = {
     "certificates",
     "cli",
     "config",
+    "control",
     "daemon",
     "doctor",
     "generate",
@@ -33,10 +34,10 @@ TOP = {
     "supervisor",
 }
 GEVENT = {
-    "__main__", "cli.people", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream", "net.listener",
-    "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify",
-    "mail.passwords", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch", "store.account", "store.base",
-    "store.entry", "store.files", "store.spool",
+    "__main__", "cli.people", "control", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream",
+    "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
+    "mail.notify", "mail.passwords", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch", "store.account",
+    "store.base", "store.entry", "store.files", "store.spool",
 }  # fmt: skip
 
 
