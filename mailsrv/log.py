@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import _queue
 import atexit
+import itertools
 import json
 import os
 import sys
@@ -106,6 +107,8 @@ class _Writer:
 
 
 class _State:
+    numbers = itertools.count(1)
+    process = ""  # pid and start, once somebody has asked
     level = LEVELS["info"]
     as_json = False
     file: str | None = None
@@ -145,6 +148,23 @@ def flush(seconds: float = 2.0) -> None:
     writer = _State.writer
     if writer is not None and writer.pid == os.getpid():
         writer.flush(seconds)
+
+
+def new_id(kind: str) -> str:
+    """A name for a session that no other one has had, in whichever process: `imap-4711-t6n2f9-17`, which is the kind,
+    the process, when that began (seconds since 1970 in base 36), and a number.
+    """
+    if not _State.process:
+        _State.process = f"{os.getpid()}-{_base36(int(time.time()))}"
+    return f"{kind}-{_State.process}-{next(_State.numbers)}"
+
+
+def _base36(number: int) -> str:
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
+    return text
 
 
 def debug(event: str, **fields: Any) -> None:
@@ -241,6 +261,7 @@ def _quote(text: str, limit: int) -> str:
 
 def _forget_writer() -> None:
     _State.writer = None  # its thread did not come along through fork()
+    _State.process = ""
 
 
 os.register_at_fork(after_in_child=_forget_writer)

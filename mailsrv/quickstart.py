@@ -141,10 +141,12 @@ def _show(event: str, fields: dict[str, Any]) -> None:
             f"durable after {fields['durable_ms']} ms, committed {fields['committed_ms']} ms"
         )
     elif event == "pushed":
+        since = fields["since_accepted_ms"]
+        in_all = "" if since is None else f", {since} ms after the end of data"
         several = "" if fields["watchers"] == 1 else f" (last of {fields['watchers']}: {fields['last_ms']} ms)"
         text = (
             f"pushed     uid {fields['uid']} of {fields['name']}:  {fields['first_ms']} ms after the commit"
-            f"{several}, {fields['since_accepted_ms']} ms after the end of data"
+            f"{several}{in_all}"
         )
     elif event == "login":
         text = f"login      {fields['user']} from {fields['peer']}"

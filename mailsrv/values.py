@@ -14,6 +14,7 @@ from enum import Enum
 from typing import NamedTuple, NewType
 
 AccountId = NewType("AccountId", int)
+NOBODY = AccountId(0)  # the server's own account for watching itself: no user, and in no count of users' mail
 Uid = NewType("Uid", int)
 Seq = NewType("Seq", int)
 ModSeq = NewType("ModSeq", int)
@@ -153,6 +154,7 @@ class Appended:
     keyword_names: tuple[str, ...] = ()
     previous_modseq: int = 0  # of the mailbox before this: whoever knows all up to it knows all now
     recent: tuple[int, int] = (0, 0)  # the UIDs claimed as recent with it, half-open
+    path: str = ""  # of its file, within the account's Maildir
     durable_at: float = 0.0  # time.monotonic() when its file was synced
     committed_at: float = 0.0  # time.monotonic() when its row was committed
 

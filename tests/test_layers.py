@@ -10,12 +10,13 @@ ALLOWED = {
     "values": set(),
     "errors": set(),
     "log": set(),
+    "counters": set(),
     "wire": {"values"},
-    "store": {"values", "errors", "log"},
-    "mail": {"store", "values", "errors", "log"},
-    "net": {"wire", "log"},
-    "smtp": {"mail", "net", "wire", "values", "errors", "log"},
-    "imap": {"mail", "net", "wire", "values", "errors", "log"},
+    "store": {"values", "errors", "log", "counters"},
+    "mail": {"store", "values", "errors", "log", "counters"},
+    "net": {"wire", "log", "counters"},
+    "smtp": {"mail", "net", "wire", "values", "errors", "log", "counters"},
+    "imap": {"mail", "net", "wire", "values", "errors", "log", "counters"},
 }
 # The rest is the top: the program, its command line, its configuration.
 TOP = {
@@ -36,8 +37,8 @@ TOP = {
 GEVENT = {
     "__main__", "cli.people", "control", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream",
     "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
-    "mail.notify", "mail.passwords", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch", "store.account",
-    "store.base", "store.entry", "store.files", "store.spool",
+    "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
+    "store.account", "store.base", "store.entry", "store.files", "store.spool",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import base64
 import time
 from typing import TYPE_CHECKING
 
-from mailsrv import __version__, log
+from mailsrv import __version__, counters, log
 from mailsrv.errors import AuthenticationFailed
 from mailsrv.imap.context import Bye, Completed, Refused, State
 from mailsrv.net.stream import LimitExceeded
@@ -27,6 +27,7 @@ AFTER_LOGIN = (
     *BASE, "CHILDREN", "NAMESPACE", "UIDPLUS", "MOVE", "UNSELECT", "SPECIAL-USE", "CREATE-SPECIAL-USE",
 )  # fmt: skip
 RESPONSE_BYTES = 4096
+CLIENT_LETTERS = 120  # kept of what a client calls itself
 
 
 def capabilities(session: Session) -> bytes:
@@ -56,7 +57,10 @@ def capability(session: Session, command: v.Command) -> None:
 def identify(session: Session, command: v.Command) -> None:
     assert isinstance(command, v.Id)
     if command.fields:
-        log.debug("client", session=session.id, name=command.fields.get("name"), version=command.fields.get("version"))
+        words = (command.fields.get(name) or "" for name in ("name", "version", "os"))
+        session.client = " ".join(word[:CLIENT_LETTERS] for word in words if word)[:CLIENT_LETTERS]
+        user = str(session.account.account.address) if session.account is not None else None
+        log.info("client", session=session.id, user=user, client=session.client)
     session.stream.queue(b'* ID ("name" "mailsrv" "version" %b)\r\n' % quoted_or_literal(__version__))
 
 
@@ -119,12 +123,14 @@ def _log_in(session: Session, method: str, user: str, password: str) -> str:
         account = session.services.passwords.authenticate(user, password)
     except AuthenticationFailed:
         session.failures += 1
+        counters.logins.add(session.stream.service, "failed")
         # The address stands before anything the client chose (S21): fail2ban reads this line.
         log.warning("auth failed", rip=session.stream.peer, service="imap", method=method, user=user)
         time.sleep(session.settings.failure_delay_seconds)
         if session.failures >= session.settings.login_failures:
             raise Bye("Too many failed logins") from None
         raise
+    counters.logins.add(session.stream.service, "ok")
     session.account = session.services.mailboxes.account(account)
     session.state = State.AUTHENTICATED
     log.info(

@@ -32,6 +32,7 @@ def idle(session: Session, command: v.Command) -> str:
         session.wake = Event()
     wake = session.wake
     session.stream.write(b"+ idling\r\n")
+    session.idling_since = time.time()
     watch = session.stream.watch_readable(wake.set)
     try:
         while True:
@@ -47,6 +48,7 @@ def idle(session: Session, command: v.Command) -> str:
             elif watch.fired:
                 break
     finally:
+        session.idling_since = 0.0
         watch.stop()
     with session.waiting():
         try:

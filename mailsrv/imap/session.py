@@ -9,13 +9,14 @@ Imports: imap.*, net.stream, mail, wire, log, errors.    RFC 3501 3, 5.2, 6, 7; 
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gevent.event import Event
 
-from mailsrv import log
+from mailsrv import counters, log
 from mailsrv.errors import MailboxReadOnly, MailError
 from mailsrv.imap import auth, fetch, idle, mailboxes, messages
 from mailsrv.imap.context import Bye, Completed, Refused, Services, State
@@ -28,8 +29,6 @@ from mailsrv.wire import imap_values as v
 from mailsrv.wire.errors import BadCharset, WireError
 
 MOST_ERRORS = 20
-_numbers = itertools.count(1)
-
 
 NOBODY = State.NOT_AUTHENTICATED
 SOMEBODY = State.AUTHENTICATED | State.SELECTED
@@ -49,21 +48,24 @@ class Row:
 
 class Session:
     __slots__ = (
-        "_errors", "_stopping", "_waiting", "account", "failures", "id", "services", "settings", "state", "stream",
-        "view", "wake",
+        "_begun_at", "_ending", "_errors", "_waiting", "account", "client", "failures", "id", "idling_since",
+        "services", "settings", "state", "stream", "view", "wake",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, services: Services) -> None:
         self.stream, self.services, self.settings = stream, services, services.settings
-        self.id = f"imap-{next(_numbers)}"
+        self.id = log.new_id("imap")
         self.state = State.NOT_AUTHENTICATED
         self.account: AccountMail | None = None
         self.view: View | None = None
         self.wake: Event | None = None  # set by the registry and, while idling, by the socket
         self.failures = 0
+        self.client = ""  # what it calls itself (RFC 2971)
+        self.idling_since = 0.0
+        self._begun_at = time.time()
         self._errors = 0
         self._waiting = False
-        self._stopping = False
+        self._ending = ""  # the last words, once somebody wants it to end
 
     # -------------------------------------------------------------- life
 
@@ -92,13 +94,27 @@ class Session:
             if self.account is not None:
                 log.info("logout", session=self.id, user=str(self.account.account.address))
 
-    def stop(self) -> None:
-        """Called from another greenlet at shutdown: a session that waits for its client ends at once, others after
-        their command."""
-        self._stopping = True
+    def stop(self, text: str = "") -> None:
+        """Called from another greenlet, at shutdown or by an administrator: a session that waits for its client ends at
+        once, others after their command."""
+        self._ending = text or "Server is shutting down"
         if self._waiting and not self.stream.closed:
-            self._farewell("Server is shutting down")
+            self._farewell(self._ending)
             self.stream.hang_up()
+
+    def hang_up(self) -> None:
+        self.stream.hang_up()
+
+    def described(self) -> dict[str, Any]:
+        """What an administrator sees of the session."""
+        state = "idling" if self.idling_since else "waiting" if self._waiting else "working"
+        return {
+            "session": self.id, "service": self.stream.service,
+            "user": str(self.account.account.address) if self.account is not None else None,
+            "peer": self.stream.peer, "tls": self.stream.tls, "client": self.client or None,
+            "mailbox": self.view.mailbox.name if self.view is not None else None, "state": state,
+            "connected_at": round(self._begun_at, 3), "idling_since": round(self.idling_since, 3) or None,
+        }  # fmt: skip
 
     def _farewell(self, text: str) -> None:
         try:
@@ -116,8 +132,8 @@ class Session:
                 continue
             if not self.execute(command):
                 return
-            if self._stopping:
-                raise Bye("Server is shutting down")
+            if self._ending:
+                raise Bye(self._ending)
 
     def next_command(self) -> v.Command:
         logged_in = self.account is not None
@@ -156,6 +172,8 @@ class Session:
         if self.account is not None and not self.services.accounts.enabled(self.account.account.id):
             raise Bye("The account is disabled")
         word, text = "OK", None
+        name = _name(command)
+        begun = time.perf_counter()
         try:
             if not row.states & self.state:
                 raise Refused(_not_now(row, self.state), "BAD")
@@ -174,7 +192,10 @@ class Session:
         if word == "BAD":
             self._errors += 1
         self.tell(expunges=row.expunges and not _by_number(command))
-        completion = text if text is not None else f"{_name(command)} completed"
+        completion = text if text is not None else f"{name} completed"
+        counters.imap_commands.add(name, word)
+        if not isinstance(command, v.Idle):
+            counters.imap_seconds.observe(time.perf_counter() - begun, name)
         if self._errors >= MOST_ERRORS:
             raise Bye("Too many errors")
         self.stream.write(b"%b %b %b\r\n" % (tag, word.encode(), completion.encode("utf-8", "replace")))
@@ -219,7 +240,7 @@ class Session:
         if at_once:
             self.stream.flush()
         if view.cursor > cursor:
-            view.mailbox.told(view.cursor)
+            view.mailbox.told(view.cursor, self.id)
 
 
 class _Waiting:
@@ -231,8 +252,8 @@ class _Waiting:
     def __enter__(self) -> None:
         session = self._session
         session.stream.flush()
-        if session._stopping:
-            raise Bye("Server is shutting down")
+        if session._ending:
+            raise Bye(session._ending)
         session._waiting = True
 
     def __exit__(self, *_: object) -> None:

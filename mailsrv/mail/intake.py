@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from mailsrv import log
+from mailsrv import counters, log
 from mailsrv.errors import MailError, OverQuota
 from mailsrv.mail.mailbox import AccountMail, Mailboxes
 from mailsrv.store.account import Incoming, Staged
-from mailsrv.values import SEEN, Account, Address, Appended
+from mailsrv.values import NOBODY, SEEN, Account, Address, Appended
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ class Transaction:
             self._failure = failure
             self._incoming.close()
 
-    def commit(self, accepted_at: float) -> Accepted:
-        """Durable for all when this returns. `accepted_at`: monotonic time of the end of data."""
+    def commit(self, accepted_at: float, message_id: str = "") -> Accepted:
+        """Durable for all when this returns. `accepted_at`: monotonic time of the end of data; `message_id` as the
+        header has it, for the log.
+        """
         if self._failure is not None:
             raise self._failure
         places = [(self._mailboxes.account(r.account), r) for r in self._recipients]
@@ -92,16 +94,27 @@ class Transaction:
             placed = self._place_all(places)
         for (mail, recipient), appended in zip(places, placed, strict=True):
             self._mailboxes.announce(appended, accepted_at)
-            log.info(
-                "delivered", id=self.id, session=self._session, account=str(mail.account.address),
-                recipient=str(recipient.address), mailbox=str(appended.mailbox), uid=appended.uid, size=appended.size,
-                durable_ms=round((appended.durable_at - accepted_at) * 1e3, 3),
-                committed_ms=round((appended.committed_at - accepted_at) * 1e3, 3),
-                ready_ms=round((time.monotonic() - accepted_at) * 1e3, 3),
-            )  # fmt: skip
+            if mail.account.id != NOBODY:
+                self._delivered(mail.account, recipient, appended, accepted_at, message_id)
         if self._sent_copy is not None:
             self._file_sent(self._mailboxes.account(self._sent_copy))
         return Accepted(self.id, self.size, placed[-1].committed_at)
+
+    def _delivered(
+        self, account: Account, recipient: Recipient, appended: Appended, accepted_at: float, message_id: str
+    ) -> None:
+        """Log it and count it, with how long each hop took since the end of data."""
+        durable, committed = appended.durable_at - accepted_at, appended.committed_at - accepted_at
+        ready = time.monotonic() - accepted_at
+        log.info(
+            "delivered", id=self.id, session=self._session, account=str(account.address),
+            recipient=str(recipient.address), mailbox=str(appended.mailbox), uid=appended.uid, size=appended.size,
+            file=appended.path, message_id=message_id, durable_ms=round(durable * 1e3, 3),
+            committed_ms=round(committed * 1e3, 3), ready_ms=round(ready * 1e3, 3),
+        )  # fmt: skip
+        counters.delivery_seconds.observe(durable, "durable")
+        counters.delivery_seconds.observe(committed, "committed")
+        counters.delivery_seconds.observe(ready, "answered")
 
     def _place_all(self, places: list[tuple[AccountMail, Recipient]]) -> list[Appended]:
         staged: list[tuple[AccountMail, Staged]] = []

@@ -21,14 +21,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import gevent
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from mailsrv import log
 from mailsrv.errors import MailboxNotFound, ModSeqTooOld
 from mailsrv.mail.gate import Gate
 from mailsrv.mail.notify import Registry, Subscription
+from mailsrv.mail.pushes import Pushes
 from mailsrv.store.account import AccountStore, Incoming, Prepare, Staged
 from mailsrv.store.files import offload, sync_seconds
 from mailsrv.store.names import INBOX
@@ -56,8 +55,7 @@ KEPT_ACCOUNTS = 1000
 KEPT_CLOSED = 64
 KEPT_CLOSED_MESSAGES = 300_000
 LOG_LENGTH = 4096
-HOPS_KEPT = 64
-HOPS_SECONDS = 1.0
+NOTICED = 16  # of the messages of one look
 LOOKS_AT_ONCE, WORKS_AT_ONCE = 3, 1
 FEW = 20  # messages
 LEAST_DELIVERIES, MOST_DELIVERIES = 2, 16
@@ -74,30 +72,18 @@ class Changes:
     modseq: int
 
 
-class _Hop:
-    """One commit on its way to the watchers: when it was committed, and who was told when."""
-
-    __slots__ = ("accepted_at", "committed_at", "first_at", "last_at", "modseq", "told", "uid", "watchers")
-
-    def __init__(self, modseq: int, uid: int, accepted_at: float, committed_at: float, watchers: int) -> None:
-        self.modseq, self.uid, self.accepted_at, self.committed_at = modseq, uid, accepted_at, committed_at
-        self.watchers = watchers
-        self.told = 0
-        self.first_at = self.last_at = 0.0
-
-
 class Mailbox:
     """One open mailbox, shared by all sessions of the process that have it selected."""
 
     __slots__ = (
         "_account",
         "_claimed",
-        "_hops",
         "_last_question",
         "_lock",
         "_log",
         "_log_floor",
         "_owner",
+        "_pushes",
         "_recent_below",
         "_stale",
         "flags",
@@ -127,7 +113,7 @@ class Mailbox:
         self.generation = 0
         self._stale = False
         self._lock: BoundedSemaphore | None = None
-        self._hops: list[_Hop] | None = None
+        self._pushes: Pushes | None = None
         self._adopt(snapshot)
 
     def _adopt(self, snapshot: Snapshot) -> None:
@@ -228,6 +214,10 @@ class Mailbox:
             del self._log[:cut]
         self.highest_modseq = max(self.highest_modseq, delta.highest_modseq)
         self._last_question = None
+        if self._owner.registry.watchers(self.id):
+            for uid, _, _, modseq in delta.changed[-NOTICED:]:
+                if uid > last:
+                    self._watched().noticed(modseq, uid)
 
     def _remove(self, gone: list[int]) -> None:
         positions = [bisect_left(self.uids, uid) for uid in gone]
@@ -289,46 +279,21 @@ class Mailbox:
         changed = [uid for uid, at in zip(self.uids, self.modseqs, strict=True) if at > modseq and uid in old]
         return Changes(arrived, changed, vanished, self.highest_modseq)
 
-    # -------------------------------------------------------------- push hops
+    # -------------------------------------------------------------- who was told when
 
     def note_commit(self, appended: Appended, accepted_at: float) -> None:
         """Remember when a delivery was accepted and committed, so that its push can be told in milliseconds."""
-        watchers = self._owner.registry.watchers(self.id)
-        if watchers:
-            if self._hops is None:
-                self._hops = []
-                gevent.spawn_later(HOPS_SECONDS, self._report_rest)
-            self._hops.append(_Hop(appended.modseq, appended.uid, accepted_at, appended.committed_at, watchers))
-            if len(self._hops) > HOPS_KEPT:
-                self._report(self._hops.pop(0))
+        self._watched().committed(appended.modseq, appended.uid, appended.committed_at, accepted_at)
 
-    def told(self, modseq: int) -> None:
+    def told(self, modseq: int, session: str) -> None:
         """A session wrote everything up to `modseq` to its client."""
-        if self._hops is None:
-            return
-        now = time.monotonic()
-        for hop in [hop for hop in self._hops if hop.modseq <= modseq]:
-            hop.told += 1
-            hop.first_at = hop.first_at or now
-            hop.last_at = now
-            if hop.told >= min(hop.watchers, self._owner.registry.watchers(self.id)):
-                self._hops.remove(hop)
-                self._report(hop)
+        if self._pushes is not None:
+            self._pushes.told(modseq, session)
 
-    def _report_rest(self) -> None:
-        """Sessions that are busy, or do not idle, are told when they next ask: the log does not wait for them."""
-        hops, self._hops = self._hops or [], None
-        for hop in hops:
-            self._report(hop)
-
-    def _report(self, hop: _Hop) -> None:
-        if hop.told:
-            log.info(
-                "pushed", mailbox=str(self.id), name=self.name, uid=hop.uid, watchers=hop.told,
-                first_ms=_milliseconds(hop.first_at - hop.committed_at),
-                last_ms=_milliseconds(hop.last_at - hop.committed_at),
-                since_accepted_ms=_milliseconds(hop.first_at - hop.accepted_at),
-            )  # fmt: skip
+    def _watched(self) -> Pushes:
+        if self._pushes is None:
+            self._pushes = Pushes(self.id, self.name, self._owner.registry)
+        return self._pushes
 
     # -------------------------------------------------------------- operations
 
@@ -651,7 +616,3 @@ class Mailboxes:
 def _deliveries_at_once() -> int:
     """As many as hide the disk's latency: two where a sync takes a fraction of a millisecond, more on slower disks."""
     return min(MOST_DELIVERIES, LEAST_DELIVERIES + int(sync_seconds() / DELIVERY_SECONDS))
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import gevent
 from gevent.pool import Group
 
-from mailsrv import log
+from mailsrv import counters, log
 from mailsrv.net.stream import Stream, StreamError, handshake
 
 BACKLOG = 1024
@@ -32,7 +32,14 @@ class Conversation(Protocol):
 
     def run(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def stop(self, text: str = "") -> None:
+        """Called from another greenlet: end as soon as the client can be told so, in these words or the usual ones."""
+
+    def described(self) -> dict[str, Any]:
+        """What an administrator sees of it: session, service, user, peer and so on."""
+
+    def hang_up(self) -> None:
+        """Called from another greenlet: end now, whatever is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +131,7 @@ class Listener:
             self._connections.spawn(self._serve, sock, peer)
 
     def _refuse(self, sock: Any, peer: str) -> None:
+        counters.connections_refused.add(self.service, "limit")
         log.warning("too many connections", service=self.service, peer=peer)
         try:
             sock.setblocking(False)
@@ -138,10 +146,11 @@ class Listener:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            counters.connections.add(self.service)
             context = self._tls_context()
             if context is not None:
                 sock = handshake(sock, context)
-            session = self._make(Stream(sock, peer))
+            session = self._make(Stream(sock, peer, service=self.service))
             self.sessions.add(session)
             try:
                 if self._stopping:
@@ -150,6 +159,7 @@ class Listener:
             finally:
                 self.sessions.discard(session)
         except (StreamError, OSError) as failure:
+            counters.connections_refused.add(self.service, "handshake")
             log.info("connection failed", service=self.service, peer=peer, reason=str(failure))
             sock.close()
         finally:

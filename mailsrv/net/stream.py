@@ -17,6 +17,7 @@ from typing import Any
 
 from gevent.hub import get_hub
 
+from mailsrv import counters
 from mailsrv.wire.errors import WireError
 from mailsrv.wire.lines import DotDecoder
 
@@ -66,12 +67,14 @@ class Watch:
 
 class Stream:
     __slots__ = (
-        "_buffer", "_deadline", "_out", "_socket", "closed", "peer", "read_seconds", "tls", "write_seconds",
+        "_buffer", "_deadline", "_out", "_socket", "closed", "peer", "read_seconds", "service", "tls", "write_seconds",
     )  # fmt: skip
 
-    def __init__(self, sock: Any, peer: str, *, read_seconds: float = 300.0, write_seconds: float = 60.0) -> None:
+    def __init__(
+        self, sock: Any, peer: str, *, read_seconds: float = 300.0, write_seconds: float = 60.0, service: str = "other"
+    ) -> None:
         self._socket = sock
-        self.peer = peer
+        self.peer, self.service = peer, service
         self.read_seconds, self.write_seconds = read_seconds, write_seconds
         self._buffer = b""
         self._out: list[bytes] | None = None
@@ -100,6 +103,7 @@ class Stream:
             raise ConnectionLost(str(failure)) from None
         if not data:
             raise ConnectionLost("closed by the peer")
+        counters.octets.add(self.service, "received", n=len(data))
         return data
 
     @property
@@ -198,6 +202,7 @@ class Stream:
         try:
             self._socket.settimeout(self.write_seconds)
             self._socket.sendall(data)
+            counters.octets.add(self.service, "sent", n=len(data))
         except TimeoutError:
             raise DeadlineExceeded("the peer does not read") from None
         except (OSError, ValueError) as failure:

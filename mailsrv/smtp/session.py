@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import email.utils
-import itertools
 import os
 import re
 import ssl
@@ -21,8 +20,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Flag, auto
+from typing import Any
 
-from mailsrv import log
+from mailsrv import counters, log
 from mailsrv.errors import (
     AuthenticationFailed,
     MailError,
@@ -44,9 +44,9 @@ from mailsrv.wire.errors import WireError
 from mailsrv.wire.lines import DotDecoder
 from mailsrv.wire.smtp import Reply
 
-_numbers = itertools.count(1)
 HEADER_OCTETS = 256 * 1024  # of a message, looked at for loops
 COMPLETED_OCTETS = 64 * 1024  # of a header, to which missing fields are added
+_MESSAGE_ID = re.compile(rb"(?im)^Message-ID:(?:[ \t]|\r\n[ \t])*([^\r\n]{1,250})")
 _RECEIVED = re.compile(rb"(?im)^Received:")
 _DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*([^\r\n]{1,320})\r?$")
 
@@ -127,20 +127,22 @@ class Row:
 
 class Session:
     __slots__ = (
-        "_errors", "_failures", "_idle_commands", "_stopping", "_waiting", "account", "extended", "helo_name", "id",
-        "services", "settings", "state", "stream", "transaction",
+        "_begun_at", "_ending", "_errors", "_failures", "_idle_commands", "_waiting", "account", "extended",
+        "helo_name", "id", "services", "settings", "state", "stream", "transaction",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, services: Services) -> None:
         self.stream, self.services, self.settings = stream, services, services.settings
-        self.id = f"smtp-{next(_numbers)}"
+        self.id = log.new_id("smtp")
         self.state = State.START
         self.account: Account | None = None
         self.transaction: Transaction | None = None
         self.extended = False
         self.helo_name = ""
         self._errors = self._failures = self._idle_commands = 0
-        self._waiting = self._stopping = False
+        self._begun_at = time.time()
+        self._waiting = False
+        self._ending: Reply | None = None  # the last words, once somebody wants it to end
 
     # -------------------------------------------------------------- life
 
@@ -166,20 +168,39 @@ class Session:
         finally:
             self.stream.close()
 
-    def stop(self) -> None:
-        """Called from another greenlet at shutdown: an idle session ends at once, one with a message finishes it."""
-        self._stopping = True
+    def stop(self, text: str = "") -> None:
+        """Called from another greenlet, at shutdown or by an administrator: an idle session ends at once, one with a
+        message finishes it."""
+        host = self.services.hostname
+        if text:
+            self._ending = Reply(421, "4.7.0", f"{host} {text}")
+        else:
+            self._ending = Reply(421, "4.3.2", f"{host} Shutting down, try again later")
         if self._waiting and not self.stream.closed:
-            self._last_words(self._shutting_down())
+            self._last_words(self._ending)
             self.stream.hang_up()
 
-    def _shutting_down(self) -> Reply:
-        return Reply(421, "4.3.2", f"{self.services.hostname} Shutting down, try again later")
+    def hang_up(self) -> None:
+        self.stream.hang_up()
+
+    def described(self) -> dict[str, Any]:
+        """What an administrator sees of the session."""
+        return {
+            "session": self.id, "service": self.stream.service,
+            "user": str(self.account.address) if self.account is not None else None,
+            "peer": self.stream.peer, "tls": self.stream.tls, "client": self.helo_name or None, "mailbox": None,
+            "state": "waiting" if self._waiting else "working", "connected_at": round(self._begun_at, 3),
+            "idling_since": None,
+        }  # fmt: skip
+
+    def _counted(self, reply: Reply) -> Reply:
+        counters.smtp_replies.add(self.stream.service, str(reply.code))
+        return reply
 
     def _last_words(self, reply: Reply) -> None:
         try:
             self.stream.write_seconds = min(5.0, self.settings.write_seconds)
-            self.stream.write(reply.encode())
+            self.stream.write(self._counted(reply).encode())
         except StreamError:
             pass  # it is gone already
 
@@ -198,8 +219,8 @@ class Session:
     def _command(self) -> None:
         if not self.stream.pending:
             self.stream.flush()  # the group is complete: its replies go out in one write
-        if self._stopping:
-            raise Closing(self._shutting_down())
+        if self._ending is not None:
+            raise Closing(self._ending)
         try:
             line = self._read_line()
         except WireError as error:
@@ -253,7 +274,7 @@ class Session:
             self._waiting = False
 
     def reply(self, code: int, enhanced: str, text: str) -> None:
-        self.stream.queue(Reply(code, enhanced, text).encode())
+        self.stream.queue(self._counted(Reply(code, enhanced, text)).encode())
 
     def _refuse(self, error: MailError) -> None:
         reply = error.reply if isinstance(error, Refusal) else reply_to(error)
@@ -263,7 +284,7 @@ class Session:
     def _error(self, reply: Reply) -> None:
         """Answer with a refusal; too many of them slow the session down, then end it (S33)."""
         self._errors += 1
-        self.stream.queue(reply.encode())
+        self.stream.queue(self._counted(reply).encode())
         if self._errors >= self.settings.errors:
             log.info("too many errors", session=self.id, peer=self.stream.peer)
             raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many errors, closing connection"))
@@ -338,6 +359,7 @@ class Session:
             self.account = self.services.passwords.authenticate(who.user, who.password)
         except AuthenticationFailed as error:
             self._failures += 1
+            counters.logins.add(self.stream.service, "failed")
             # The address stands before anything the client chose (S21): fail2ban reads this line.
             log.warning("auth failed", rip=self.stream.peer, service=self._service, method=method, user=who.user)
             time.sleep(self.settings.failure_delay_seconds)
@@ -346,8 +368,10 @@ class Session:
             self._error(reply_to(error))
             return
         except TemporaryFailure as failure:
+            counters.logins.add(self.stream.service, "not checked")
             log.warning("login not checked", session=self.id, peer=self.stream.peer, reason=str(failure))
             raise Refusal(Reply(454, "4.7.0", "Temporary failure; try again later")) from None  # RFC 4954 6
+        counters.logins.add(self.stream.service, "ok")
         log.info(
             "login", session=self.id, user=str(self.account.address), peer=self.stream.peer, service=self._service,
             method=method,
@@ -460,15 +484,32 @@ class Session:
             finally:
                 self.stream.set_deadline(None)
             accepted_at = time.monotonic()
+            message_id = arrival.message_id
+            log.info(
+                "received", id=identity, session=self.id, service=self.stream.service, peer=self.stream.peer,
+                tls=self.stream.tls, helo=self.helo_name, user=str(self.account.address) if self.account else None,
+                sender="" if transaction.mail.sender is None else str(transaction.mail.sender),
+                recipients=len(recipients), size=incoming.size, message_id=message_id,
+            )  # fmt: skip
             problem = arrival.problem(recipients)
             if problem is not None:
                 log.info("message refused", session=self.id, peer=self.stream.peer, id=identity, reason=problem.text)
+                self._count_message(problem)
                 self._error(problem)
                 return
-            accepted = incoming.commit(accepted_at)
+            try:
+                accepted = incoming.commit(accepted_at, message_id)
+            except MailError as error:
+                self._count_message(reply_to(error))
+                raise
+        counters.smtp_messages.add(self.stream.service, "accepted")
+        counters.smtp_octets.add(self.stream.service, n=accepted.size)
         # The client forgets the message on 250: every recipient's copy is on disk by now (RFC 5321 6.1).
         self._errors = self._idle_commands = 0
         self.reply(250, "2.0.0", f"Accepted as {accepted.id}")
+
+    def _count_message(self, reply: Reply) -> None:
+        counters.smtp_messages.add(self.stream.service, "refused" if reply.code >= 500 else "put off")
 
 
 class Refusal(MailError):
@@ -540,6 +581,12 @@ class _Arrival:
             if header is not None:
                 self._write(_missing_fields(header, self._host))
         self._write(chunk)
+
+    @property
+    def message_id(self) -> str:
+        """As the header has it, for the log; "" without one."""
+        found = _MESSAGE_ID.search(self._head)
+        return found[1].decode("utf-8", "replace").strip() if found else ""
 
     def problem(self, recipients: list[Recipient]) -> Reply | None:
         """Why the message is not taken; None if it is."""

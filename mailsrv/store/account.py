@@ -298,7 +298,8 @@ class AccountStore(Folders):
             raise
         return Appended(
             MailboxId(self.account, staged.number), uid, record.uidvalidity, modseq, staged.size, staged.flags,
-            keywords, record.keywords, previous_modseq, recent, staged.durable_at, committed_at,
+            keywords, record.keywords, previous_modseq, recent, target.removeprefix(f"{self.maildir}/"),
+            staged.durable_at, committed_at,
         )  # fmt: skip
 
     def discard(self, staged: Staged) -> None:
