@@ -381,6 +381,11 @@ class Accounts:
                 return any(found.id == account.id for found in self._expand(one).local)
         return False
 
+    def may_author(self, id: AccountId, author: Address) -> bool:
+        """The same, of a user who submitted a message some time ago and may be gone."""
+        found = self._user("id=?", (id,))
+        return bool(found) and self.may_send_as(found[0].account, author)
+
     # -------------------------------------------------------------- changes
 
     def add_domain(self, name: str) -> None:

@@ -69,6 +69,16 @@ def parse_draft(message: bytes, now: float) -> Draft:
     return Draft(senders[0], recipients, asked if asked is not None else dated if dated and dated > now else None)
 
 
+def parse_authors(value: bytes) -> tuple[Address, ...]:
+    """The addresses of an unfolded From field; none at all if one of them is not complete."""
+    if len(value) >= FIELD_LIMIT:
+        return ()
+    try:
+        return tuple(_addresses(value, "from"))
+    except WireError:
+        return ()
+
+
 def _addresses(value: bytes, field: str) -> list[Address]:
     found: list[Address] = []
     for one in parse_addresses(value):
