@@ -36,6 +36,7 @@ TOP = {
 }
 GEVENT = {
     "__main__", "cli.people", "control", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream",
+    "net.dial", "net.https", "net.resolver",
     "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
     "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
     "store.account", "store.base", "store.entry", "store.files", "store.spool",

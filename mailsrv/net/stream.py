@@ -9,13 +9,17 @@ STARTTLS).
 
 from __future__ import annotations
 
+import _ssl
+import select
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import gevent
 from gevent.hub import get_hub
+from gevent.monkey import get_original
 
 from mailsrv import counters
 from mailsrv.wire.errors import WireError
@@ -24,6 +28,8 @@ from mailsrv.wire.lines import DotDecoder
 READ_BYTES = 16 * 1024
 CHUNK_BYTES = 64 * 1024
 HANDSHAKE_SECONDS = 30.0
+_ENCODING_DER: int = _ssl.ENCODING_DER
+select_poll = get_original("select", "poll")  # asked for no time at all, it never waits
 
 
 class StreamError(Exception):
@@ -36,6 +42,10 @@ class ConnectionLost(StreamError):
 
 class DeadlineExceeded(StreamError):
     """The peer took too long."""
+
+
+class HandshakeFailed(ConnectionLost):
+    """TLS could not be agreed upon; nothing but TLS can be wrong."""
 
 
 class LimitExceeded(StreamError):
@@ -131,6 +141,19 @@ class Stream:
 
     def read_line(self, limit: int) -> bytes:
         """One line without its CRLF. WireError for a bare CR or LF in it, LimitExceeded beyond `limit` octets."""
+        line = self._read_to_lf(limit)
+        if not line.endswith(b"\r"):
+            raise WireError("Line ends in a bare LF", len(line))
+        line = line[:-1]
+        if b"\r" in line:
+            raise WireError("Bare CR in a line", line.find(b"\r"))
+        return line
+
+    def read_reply_line(self, limit: int) -> bytes:
+        """One line of a server without its end, which may be a bare LF: nothing but a code is taken from it."""
+        return self._read_to_lf(limit).removesuffix(b"\r")
+
+    def _read_to_lf(self, limit: int) -> bytes:
         buffer = self._buffer
         start = 0
         while (end := buffer.find(b"\n", start)) < 0:
@@ -141,11 +164,6 @@ class Stream:
         if end > limit + 1:
             raise LimitExceeded(f"line longer than {limit} octets")
         line, self._buffer = buffer[:end], buffer[end + 1 :]
-        if not line.endswith(b"\r"):
-            raise WireError("Line ends in a bare LF", end)
-        line = line[:-1]
-        if b"\r" in line:
-            raise WireError("Bare CR in a line", line.find(b"\r"))
         return line
 
     def discard_line(self, limit: int) -> None:
@@ -230,6 +248,42 @@ class Stream:
         self._socket = handshake(self._socket, context)
         self.tls = True
 
+    def start_client_tls(self, context: ssl.SSLContext, server_name: str, seconds: float = HANDSHAKE_SECONDS) -> None:
+        """The client's side of a handshake, with `server_name` as SNI. HandshakeFailed otherwise; WireError if the
+        server said anything more in clear (S3, CVE-2021-38371).
+        """
+        if self._buffer:
+            self._buffer = b""
+            raise WireError("Data was sent before TLS was negotiated")
+        self._socket = client_handshake(self._socket, context, server_name, seconds)
+        self.tls = True
+
+    @property
+    def tls_name(self) -> str:
+        """How it is encrypted, "TLSv1.3 TLS_AES_256_GCM_SHA384"; "" in clear."""
+        if not self.tls:
+            return ""
+        cipher = self._socket.cipher()
+        return f"{self._socket.version()} {cipher[0] if cipher else ''}".strip()
+
+    def peer_chain(self) -> list[bytes]:
+        """The certificates the peer sent, its own first, as DER and not verified."""
+        # The SSLSocket has this from 3.13 on, the object below it since 3.10.
+        chain = self._socket._sslobj.get_unverified_chain() or []
+        return [certificate.public_bytes(_ENCODING_DER) for certificate in chain]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the peer has neither sent anything that is not read, nor ended the connection."""
+        if self.closed or self.pending:
+            return False
+        poll = select_poll()
+        try:
+            poll.register(self._socket.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+            return not poll.poll(0)
+        except (OSError, ValueError):
+            return False
+
     def watch_readable(self, callback: Callable[[], None]) -> Watch:
         return Watch(self._socket.fileno(), callback)
 
@@ -274,4 +328,21 @@ def handshake(sock: Any, context: ssl.SSLContext, seconds: float = HANDSHAKE_SEC
             raise DeadlineExceeded("TLS handshake took too long") from None
         if isinstance(failure, (OSError, ValueError)):
             raise ConnectionLost(f"TLS handshake: {getattr(failure, 'reason', None) or failure}") from None
+        raise
+
+
+def client_handshake(sock: Any, context: ssl.SSLContext, server_name: str, seconds: float) -> Any:
+    """TLS on a socket we connected. HandshakeFailed otherwise, whatever went wrong; the socket is closed then."""
+    secured = None
+    try:
+        sock.settimeout(seconds)
+        with gevent.Timeout(seconds, TimeoutError("took too long")):
+            secured = context.wrap_socket(sock, server_hostname=server_name or None, do_handshake_on_connect=False)
+            secured.do_handshake()
+        return secured
+    except BaseException as failure:
+        (secured or sock).close()
+        if isinstance(failure, (OSError, ValueError)):  # ValueError: a name that cannot be in SNI
+            reason = getattr(failure, "verify_message", None) or getattr(failure, "reason", None) or failure
+            raise HandshakeFailed(f"TLS handshake: {reason}") from None
         raise

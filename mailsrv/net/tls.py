@@ -18,3 +18,21 @@ def server_context(certificate: str, key: str) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.load_cert_chain(certificate, key)
     return context
+
+
+def client_context(*, verify: bool, ca_file: str = "") -> ssl.SSLContext:
+    """For connections to other servers: certificate and name are checked, or nothing is (opportunistic, RFC 7435).
+
+    Reads the system's trusted certificates: off the hub. Raises OSError or ssl.SSLError for a file that cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca_file:
+        context.load_verify_locations(ca_file)
+    else:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context

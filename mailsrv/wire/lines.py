@@ -9,6 +9,7 @@ Imports: nothing.    RFC 5321 2.3.8, 4.1.1.4, 4.5.2.
 from __future__ import annotations
 
 END = b"\r\n.\r\n"
+HEADER_OCTETS = 1024 * 1024  # further on it is body, whatever it looks like
 
 
 class DotDecoder:
@@ -98,3 +99,64 @@ class WholeLines:
         """What is still to come after the last octet was fed."""
         unfinished, self._held, self._in_line = self._in_line or bool(self._held), b"", False
         return b"\r\n" if unfinished else b""
+
+
+class DotStuffer:
+    """The other side of DotDecoder for a text with CRLF line ends that comes in pieces; `finish` is the final dot."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last = b"\r\n"
+
+    def feed(self, text: bytes) -> bytes:
+        stuffed = (self._last + text).replace(b"\r\n.", b"\r\n..")[len(self._last) :]
+        self._last = (self._last + text)[-2:]
+        return stuffed
+
+    def finish(self) -> bytes:
+        return b".\r\n" if self._last == b"\r\n" else END
+
+
+class Survey:
+    """What a server must be able to take, found while a text with CRLF line ends passes by.
+
+    `longest_line` counts octets without CRLF. `header_utf8` says whether 8-bit octets of the header are UTF-8.
+    """
+
+    __slots__ = ("_header", "_line", "eight_bit", "header_eight_bit", "header_utf8", "longest_line", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.eight_bit = self.header_eight_bit = False
+        self.header_utf8 = True
+        self.longest_line = 0
+        self._line = 0
+        self._header: bytes | None = b""
+
+    def feed(self, text: bytes) -> None:
+        self.size += len(text)
+        if not text.isascii():
+            self.eight_bit = True
+        lines = text.split(b"\n")
+        self.longest_line = max(self.longest_line, self._line + len(lines[0]) - (len(lines) > 1))
+        if len(lines) > 1:
+            self.longest_line = max(self.longest_line, max(map(len, lines[1:])) - 1, len(lines[-1]))
+            self._line = 0
+        self._line += len(lines[-1])
+        if self._header is not None:
+            self._feed_header(text)
+
+    def _feed_header(self, text: bytes) -> None:
+        header = (self._header or b"") + text
+        end = header.find(b"\r\n\r\n")
+        self._header = header if end < 0 and len(header) < HEADER_OCTETS else None
+        if end >= 0:
+            header = header[:end]
+        if not header.isascii():
+            self.header_eight_bit = True
+            try:
+                header.decode("utf-8")
+                self.header_utf8 = True
+            except UnicodeDecodeError as failure:
+                self.header_utf8 = self._header is not None and failure.end == len(header)

@@ -1,0 +1,83 @@
+"""DANE for SMTP: whether a server's certificates are those that its domain signed for in the DNS.
+
+Certificates of the server itself (usage 3) count by their digest alone: no name, no date, no authority. A trust anchor
+(usage 2) must be among the certificates the server sends, or stand in the record as a whole, and sign for the host's
+name. Usages 0 and 1 mean nothing in SMTP (RFC 7672 3.1.3).
+
+Limits: a usage 2 record of a key alone, unhashed, counts only if its certificate is sent; chains below a trust anchor
+are verified by `cryptography`, which expects what public authorities write (subjectAltName, basicConstraints).
+
+Imports: cryptography.    RFC 6698, 7671, 7672.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+TRUST_ANCHOR, END_ENTITY = 2, 3
+_DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
+
+
+class Tlsa(NamedTuple):
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+
+def usable(records: Sequence[tuple[int, int, int, bytes]]) -> tuple[Tlsa, ...]:
+    """Those that can be acted upon."""
+    found = (Tlsa(*record) for record in records)
+    return tuple(
+        one for one in found
+        if one.usage in (TRUST_ANCHOR, END_ENTITY) and one.selector in (0, 1)
+        and ((one.matching == 0 and one.data)
+             or (one.matching in _DIGESTS and len(one.data) == _DIGESTS[one.matching]().digest_size))
+    )  # fmt: skip
+
+
+def is_authentic(records: Sequence[Tlsa], chain: Sequence[bytes], names: Sequence[str]) -> bool:
+    """Whether any record agrees with the certificates a server sent, its own first; `names` are what it may be."""
+    if not chain:
+        return False
+    if any(one.usage == END_ENTITY and _matches(one, chain[0]) for one in records):
+        return True
+    anchors = [one for one in records if one.usage == TRUST_ANCHOR]
+    candidates = [der for der in chain if any(_matches(one, der) for one in anchors)]
+    candidates += [one.data for one in anchors if one.selector == 0 and one.matching == 0]
+    return any(_signs_for(der, chain, names) for der in candidates)
+
+
+def _matches(record: Tlsa, der: bytes) -> bool:
+    selected = der
+    if record.selector == 1:
+        try:
+            key = x509.load_der_x509_certificate(der).public_key()
+        except (ValueError, UnsupportedAlgorithm):
+            return False
+        selected = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    digest = _DIGESTS.get(record.matching)
+    return record.data == (digest(selected).digest() if digest else selected)
+
+
+def _signs_for(anchor: bytes, chain: Sequence[bytes], names: Sequence[str]) -> bool:
+    try:
+        store = Store([x509.load_der_x509_certificate(anchor)])
+        certificates = [x509.load_der_x509_certificate(der) for der in chain]
+        for name in names:
+            verifier = PolicyBuilder().store(store).build_server_verifier(x509.DNSName(name))
+            try:
+                verifier.verify(certificates[0], certificates[1:])
+                return True
+            except VerificationError:
+                continue
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    return False
