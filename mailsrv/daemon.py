@@ -41,6 +41,7 @@ from mailsrv.mail.upkeep import Upkeep
 from mailsrv.mail.watch import Watch
 from mailsrv.net import listener, tls
 from mailsrv.net.stream import Stream
+from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
 from mailsrv.wire import mime
 
@@ -69,10 +70,6 @@ class Part(Protocol):
 
     def close(self, deadline: float) -> None:
         """End. What is under way may be finished until then (monotonic clock); nothing goes on afterwards."""
-
-
-# Every part: its name, and what makes it of the process's objects.
-PARTS: dict[str, Callable[[Server], Part]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +170,7 @@ class Server:
             on_open=self.watch.opened,
             on_close=self.watch.closed,
         )
+        self.intake = Intake(self.mailboxes, self.accounts, config.mail_root, outgoing_of(config, self.accounts))
         self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=leads)
         self.bus = Bus(config["server.run_dir"], str(os.getpid()), self.registry)
         self.control = Control(config["server.run_dir"], name)
@@ -215,7 +213,7 @@ class Server:
         services = smtp.Services(
             self.accounts,
             self.passwords,
-            Intake(self.mailboxes, config.mail_root),
+            self.intake,
             config["server.hostname"],
             submission,
             context,
@@ -306,6 +304,12 @@ class Server:
         self.mailboxes.close_all()
         self.accounts.close()
         log.info("stopped")
+
+
+# Every part: its name, and what makes it of the process's objects.
+PARTS: dict[str, Callable[[Server], Part]] = {
+    "queue": lambda server: Runner(server.config, server.accounts, server.intake),
+}
 
 
 class _Once:

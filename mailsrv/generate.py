@@ -53,14 +53,22 @@ SMTP = (
     Rfc(2034, "Enhanced status codes", "yes", "smtp/replies.py", ("ENHANCEDSTATUSCODES",)),
     Rfc(2920, "PIPELINING", "yes", "smtp/session.py", ("PIPELINING",)),
     Rfc(3207, "STARTTLS", "yes", "smtp/session.py", ("STARTTLS",)),
+    Rfc(3461, "DSN", "yes", "wire/smtp.py, mail/bounce.py, mail/queue.py", ("DSN",)),
     Rfc(3463, "Enhanced status codes: the list", "yes", "smtp/replies.py"),
+    Rfc(3464, "Delivery status notifications", "yes", "mail/bounce.py"),
+    Rfc(
+        3834, "Automatic responses", "yes", "mail/bounce.py", (), "reports are marked; a null sender is never answered"
+    ),
     Rfc(3848, "Transmission types in Received", "yes", "smtp/session.py"),
     Rfc(4954, "AUTH", "yes", "smtp/session.py", ("AUTH",)),
     Rfc(5233, "Subaddresses (ann+lists)", "yes", "mail/accounts.py"),
     Rfc(5321, "SMTP", "partly", "smtp/, wire/smtp.py", (), "receiving; sending to other servers is to come"),
     Rfc(6152, "8BITMIME", "yes", "smtp/session.py", ("8BITMIME",)),
     Rfc(6409, "Submission", "yes", "smtp/session.py"),
+    Rfc(6522, "multipart/report", "yes", "mail/bounce.py"),
     Rfc(6531, "SMTPUTF8", "yes", "wire/smtp.py", ("SMTPUTF8",)),
+    Rfc(6533, "Reports with UTF-8", "partly", "mail/bounce.py", (), "written where an address needs it"),
+    Rfc(8689, "REQUIRETLS", "partly", "smtp/session.py", ("REQUIRETLS",), "inside TLS; goes with the queue entry"),
 )
 MESSAGES = (
     Rfc(2045, "MIME", "yes", "wire/structure.py"),

@@ -26,7 +26,7 @@ from typing import Any
 import gevent
 
 from mailsrv import certificates, config, log
-from mailsrv.daemon import Server, StartError, bind_all, raise_descriptor_limit, tls_context
+from mailsrv.daemon import PARTS, Server, StartError, bind_all, raise_descriptor_limit, tls_context
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import hash_password
 from mailsrv.supervisor import PidFile
@@ -113,7 +113,7 @@ def _running(settings: config.Config) -> Iterator[Server]:
     pid_file.acquire()
     try:
         raise_descriptor_limit()
-        server = Server(settings, bind_all(settings), tls_context(settings))
+        server = Server(settings, bind_all(settings), tls_context(settings), parts=tuple(PARTS))
         yield server
     finally:
         pid_file.release()

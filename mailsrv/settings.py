@@ -53,6 +53,20 @@ def _number(least: float, most: float, unit: str) -> Kind:
     return Kind(expects, read)
 
 
+def _numbers(least: float, most: float, unit: str) -> Kind:
+    expects = f"a list of numbers of {unit} from {least:g} to {most:g}, such as [300, 900]"
+
+    def read(value: Any) -> tuple[float, ...]:
+        if not isinstance(value, list) or not 0 < len(value) <= 100:
+            raise Wrong(expects)
+        for one in value:
+            if isinstance(one, bool) or not isinstance(one, int | float) or not least <= one <= most:
+                raise Wrong(expects)
+        return tuple(float(one) for one in value)
+
+    return Kind(expects, read)
+
+
 def _choice(*words: str) -> Kind:
     expects = "one of " + ", ".join(words)
 
@@ -86,6 +100,15 @@ def _read_optional_path(value: Any) -> str:
     if value in (None, ""):
         return ""
     return _read_path(value)
+
+
+def _read_address(value: Any) -> str:
+    if value in (None, ""):
+        return ""
+    local, at, domain = value.rpartition("@") if isinstance(value, str) else ("", "", "")
+    if not at or not local or not all(_is_label(label) for label in domain.split(".")) or not value.isprintable():
+        raise Wrong(ADDRESS.expects)
+    return f"{local}@{domain.lower()}"
 
 
 def _read_host(value: Any) -> str:
@@ -145,6 +168,7 @@ FLAG = Kind("true or false", _read_flag)
 TEXT = Kind("a text", _read_text)
 PATH = Kind("an absolute path", _read_path)
 OPTIONAL_PATH = Kind("an absolute path, or nothing", _read_optional_path)
+ADDRESS = Kind("an address such as postmaster@example.org, or nothing", _read_address)
 HOST = Kind("a host name such as mx.example.org", _read_host)
 LISTEN = Kind('a list of "host:port", such as ["0.0.0.0:25", "[::]:25"]', _read_listen)
 WORKERS = Kind("auto, or a whole number from 1 to 64", _read_workers)
@@ -180,6 +204,7 @@ SECTIONS = {
     "imap": "Reading mail, with STARTTLS.",
     "imaps": "Reading mail, with TLS from the first octet.",
     "forwarding": "Mail that an alias or a catch-all leads to other servers.",
+    "queue": "Mail on its way to other servers: when it is tried, and when it is given up.",
     "limits": "How many connections there may be.",
     "log": "One event, one line.",
 }
@@ -226,6 +251,20 @@ SETTINGS = (
     Setting("imaps.listen", LISTEN, ["0.0.0.0:993"], "Addresses. RFC 8314."),
     Setting("forwarding.srs", FLAG, True, "Give forwarded mail from other domains an envelope sender of ours (SRS), "
             "without which servers that check SPF refuse it. Reports to it are passed on for 21 days."),
+    Setting("queue.retry_seconds", _numbers(1, 86400, "seconds"), [300, 900, 1800, 3600, 7200, 14400], "Pauses after "
+            "the first, second, ... attempt that did not work; the last one is repeated. Each is varied by a tenth. "
+            "RFC 5321 4.5.4.1."),
+    Setting("queue.expire_days", _number(0.001, 60, "days"), 5, "When mail that could not be delivered is returned to "
+            "its sender. RFC 5321 4.5.4.1 asks for 4 to 5 days at least."),
+    Setting("queue.notice_hours", _number(0, 1440, "hours"), 4, "When the sender is told, once, that it takes long. "
+            "0: never."),
+    Setting("queue.attempts", _whole(1, 10_000, ""), 200, "Attempts at once, to all servers together."),
+    Setting("queue.attempts_per_destination", _whole(1, 1000, ""), 20, "Attempts at once to one destination that takes "
+            "them well; each begins with 4."),
+    Setting("queue.postmaster", ADDRESS, "", "Who hears of reports that cannot be delivered. Nothing: postmaster of "
+            "the domain that server.hostname belongs to, else of the first."),
+    Setting("queue.return_bytes", _whole(0, 100 * MIB, "octets"), 50_000, "Messages up to this size are returned whole "
+            "when they cannot be delivered, of others the header."),
     Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
     Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 100, "Connections of one worker from one IP "
             "address. An office behind one address has many."),

@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from mailsrv import config, log
-from mailsrv.daemon import SERVICES, Server, bind_all, tls_context
+from mailsrv.daemon import PARTS, SERVICES, Server, bind_all, tls_context
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import hash_password
 
@@ -104,7 +104,7 @@ class Serving:
         self.client_tls = ssl.create_default_context()
         authority.configure_trust(self.client_tls)
         Path(settings["server.run_dir"]).mkdir(exist_ok=True)
-        self.server = Server(settings, bind_all(settings), tls_context(settings))
+        self.server = Server(settings, bind_all(settings), tls_context(settings), parts=tuple(PARTS))
         self.accounts: Accounts = self.server.accounts
         self.server.start()
         self._serving = gevent.spawn(self.server.run_until_stopped)

@@ -37,7 +37,7 @@ def test_rfc_table_names_every_smtp_extension(serving):
         sock.sendall(b"EHLO client.test\r\n")
         lines = sock.recv(4096).decode().splitlines()[1:]
     keywords = {line[4:].split()[0] for line in lines}
-    assert keywords | {"AUTH"} == {name for rfc in generate.SMTP for name in rfc.names}
+    assert keywords | {"AUTH", "REQUIRETLS"} == {name for rfc in generate.SMTP for name in rfc.names}
 
 
 def test_links_between_documents_lead_somewhere():

@@ -31,6 +31,7 @@ TOP = {
     "generate",
     "heartbeat",
     "quickstart",
+    "runner",
     "settings",
     "supervisor",
 }

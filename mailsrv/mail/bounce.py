@@ -88,34 +88,38 @@ REPORT, LAST_REPORT = "report", "report to postmaster"  # Origin.service of entr
 
 
 class Bounces:
-    """Writes reports. `postmaster()` is who hears of what nobody else can be told."""
+    """Writes reports; messages up to `return_octets` are returned whole."""
 
-    def __init__(self, hostname: str, postmaster: Callable[[], Address | None], return_octets: int = 50_000) -> None:
-        self._hostname, self._postmaster, self._return_octets = hostname, postmaster, return_octets
+    def __init__(self, hostname: str, return_octets: int = 50_000) -> None:
+        self._hostname, self._return_octets = hostname, return_octets
 
-    def write(self, report: Report) -> Letter | None:
-        """None where nobody is to be told. Reads the message: for a thread."""
+    def received(self, id: str) -> str:
+        """The trace line of a report."""
+        return f"Received: by {self._hostname} (mailsrv) id {id};\r\n\t{email.utils.formatdate(localtime=True)}\r\n"
+
+    def write(self, report: Report, postmaster: Address | None) -> Letter | None:
+        """None where nobody is to be told; the postmaster is, of what has no sender. For a thread."""
         entry = report.entry
         sender, final = entry.envelope.sender, False
         if sender is None:
             if report.kind != "failed" or entry.origin.service == LAST_REPORT:
                 log.warning("report to nobody", id=entry.id, kind=report.kind)
                 return None
-            sender, final = self._postmaster(), True
+            sender, final = postmaster, True
         if sender is None:
             log.error("no postmaster to tell", id=entry.id)
             return None
         utf8 = not all(str(one).isascii() for one in (sender, *(r.address for r in report.recipients)))
-        return Letter(sender, self._message(report, sender, utf8=utf8, final=final), utf8, final)
+        author = postmaster or Address("postmaster", self._hostname)
+        return Letter(sender, self._message(report, author, sender, utf8=utf8, final=final), utf8, final)
 
-    def undeliverable(self, letter: Letter) -> Letter | None:
+    def undeliverable(self, letter: Letter, postmaster: Address | None) -> Letter | None:
         """The sender cannot be told, for good: the postmaster is given the report instead."""
-        postmaster = self._postmaster()
         if letter.final or postmaster is None or postmaster == letter.recipient:
             return None
         return Letter(postmaster, letter.message, letter.smtputf8, True)
 
-    def _message(self, report: Report, to: Address, *, utf8: bool, final: bool) -> bytes:
+    def _message(self, report: Report, author: Address, to: Address, *, utf8: bool, final: bool) -> bytes:
         entry = report.entry
         full = (
             report.kind == "failed" and entry.envelope.ret != "HDRS" and entry.size <= self._return_octets
@@ -123,10 +127,9 @@ class Bounces:
         content = report.content(entry.size if full else HEADER_OCTETS + 4)
         header = _header_of(content)
         boundary = f"report-{os.urandom(12).hex()}"
-        postmaster = self._postmaster() or Address("postmaster", self._hostname)
         head = [
-            f"From: Mail system of {self._hostname} <{_path(postmaster)}>",
-            f"To: <{_path(to)}>",
+            f"From: Mail system of {self._hostname} <{quoted(author)}>",
+            f"To: <{quoted(to)}>",
             f"Subject: {_subject(report.kind, _field(header, b'subject'), final=final)}",
             f"Date: {email.utils.formatdate(localtime=True)}",
             f"Message-ID: <{os.urandom(12).hex()}@{self._hostname}>",
@@ -202,7 +205,7 @@ def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str
     if original:
         fields.append(f"Original-Recipient: {_clean(original)}")
     kind = "rfc822" if str(one.address).isascii() else "utf-8"
-    fields.append(f"Final-Recipient: {kind}; {_clean(_path(one.address))}")
+    fields.append(f"Final-Recipient: {kind}; {_clean(quoted(one.address))}")
     action = one.report if report.kind == "delivered" and one.report else report.kind
     fields += [f"Action: {action}", f"Status: {_status_of(one, report.kind)}"]
     last = one.last
@@ -321,7 +324,7 @@ def _clean(text: str) -> str:
     return _CONTROLS.sub(" ", text).strip()[:LINE]
 
 
-def _path(address: Address) -> str:
+def quoted(address: Address) -> str:
     """The address as a field has it: a local part that is no atom is quoted again (RFC 5322 3.4.1)."""
     local = _CONTROLS.sub("", address.local)
     dots = local.startswith(".") or local.endswith(".") or ".." in local

@@ -457,7 +457,7 @@ class Queue:
             }  # fmt: skip
             if one.state == SENT:
                 self.counters.sent += 1
-                log.info("sent", **said, age_s=round(entry.waited, 1))
+                log.info("sent", **said, age_s=round(entry.age(self.spool.now()), 1))
             elif one.state == FAILED:
                 self.counters.failed += 1
                 log.warning("undeliverable", **said)

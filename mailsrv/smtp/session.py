@@ -2,7 +2,7 @@
 
 Replies of a pipelined group go out together. A message is answered with 250 only when `mail.intake` has made it
 durable for all its recipients (RFC 5321 6.1). Port 25 takes mail for local recipients from anybody; submission takes
-it from authenticated users, who send as themselves.
+it from authenticated users, who send as themselves, to anywhere.
 
 Imports: smtp.replies, net.stream, mail, wire, log, errors, values.
 RFC 5321, 2920 (PIPELINING), 3207 (STARTTLS), 4954 (AUTH), 6409 (submission).
@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import email.utils
-import os
-import re
 import ssl
 import time
 from collections.abc import Callable
@@ -32,23 +29,16 @@ from mailsrv.errors import (
     TemporaryFailure,
 )
 from mailsrv.mail.accounts import Accounts
-from mailsrv.mail.intake import Intake, Recipient
+from mailsrv.mail.intake import Intake, Origin, Outward, Recipient, Waiting, main_domain, new_id
 from mailsrv.mail.passwords import Passwords
 from mailsrv.net.stream import DeadlineExceeded, LimitExceeded, Stream, StreamError
+from mailsrv.smtp.arrival import Arrival, Limits, TooLarge, Trace
 from mailsrv.smtp.replies import reply_to
-from mailsrv.values import Account, Address
+from mailsrv.values import Account, Address, Envelope
 from mailsrv.wire import sasl
 from mailsrv.wire import smtp as wire
-from mailsrv.wire.address import written
 from mailsrv.wire.errors import WireError
-from mailsrv.wire.lines import DotDecoder
 from mailsrv.wire.smtp import Reply
-
-HEADER_OCTETS = 256 * 1024  # of a message, looked at for loops
-COMPLETED_OCTETS = 64 * 1024  # of a header, to which missing fields are added
-_MESSAGE_ID = re.compile(rb"(?im)^Message-ID:(?:[ \t]|\r\n[ \t])*([^\r\n]{1,250})")
-_RECEIVED = re.compile(rb"(?im)^Received:")
-_DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*([^\r\n]{1,320})\r?$")
 
 
 class State(Flag):
@@ -105,11 +95,22 @@ class Closing(Exception):
 class Transaction:
     """From MAIL to the end of DATA."""
 
-    __slots__ = ("mail", "recipients")
+    __slots__ = ("expanded", "mail", "outward", "recipients", "through")
 
     def __init__(self, mail: wire.Mail) -> None:
         self.mail = mail
         self.recipients: dict[int, Recipient] = {}  # by account: one copy each
+        self.outward: dict[Address, Outward] = {}  # likewise
+        self.through: list[Address] = []  # of ours, which lead elsewhere
+        self.expanded: list[Waiting] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.recipients) + len(self.outward)
+
+    def envelope(self) -> Envelope:
+        mail = self.mail
+        return Envelope(mail.sender, mail.body, mail.smtputf8, mail.ret, mail.envid, mail.require_tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +308,11 @@ class Session:
             f"SIZE {self.settings.message_bytes}",
             "8BITMIME",
             "SMTPUTF8",
+            "DSN",
             "ENHANCEDSTATUSCODES",
         ]
+        if self.stream.tls:
+            lines.append("REQUIRETLS")  # RFC 8689 2
         if self.services.tls_context is not None and not self.stream.tls:
             lines.append("STARTTLS")
         if self.services.submission and self.stream.tls:
@@ -381,7 +385,7 @@ class Session:
     def mail(self, argument: str) -> None:
         if self.services.submission and self.account is None:
             raise Refusal(Reply(530, "5.7.0", "Authentication required"))
-        mail = wire.parse_mail(argument)
+        mail = wire.parse_mail(argument, tls=self.stream.tls)
         if mail.size is not None and mail.size > self.settings.message_bytes:
             raise MessageTooLarge(f"{mail.size} octets declared")
         if not self.services.intake.has_room(2 * self.settings.message_bytes):
@@ -399,21 +403,30 @@ class Session:
 
     def rcpt(self, argument: str) -> None:
         transaction = self._open_transaction()
-        address = wire.parse_rcpt(argument, smtputf8=transaction.mail.smtputf8)
+        mail = transaction.mail
+        address, options = wire.parse_rcpt(argument, smtputf8=mail.smtputf8)
         address = self._own_literal(address)
-        if len(transaction.recipients) >= self.settings.recipients:
+        if transaction.count >= self.settings.recipients:
             # No error of the client's: it sends to the others in its next transaction (RFC 5321 4.5.3.1.10).
             self.reply(452, "4.5.3", "Too many recipients")
             return
-        if transaction.mail.sender is None and transaction.recipients:
+        if mail.sender is None and transaction.count:
             raise Refusal(Reply(452, "4.5.3", "A bounce has one recipient"))  # S13
         # RecipientUnknown tells who exists, as it must (bounces would be worse); the error limit makes guessing slow
-        # (S19).
-        accounts = self.services.accounts.resolve(address)
-        for account in accounts:
-            self.services.intake.check_quota(account, transaction.mail.size or 0)
-        for account in accounts:
-            transaction.recipients.setdefault(account.id, Recipient(account, address))
+        # (S19). Whoever has not logged in reaches other servers only where an address of ours leads there (S15).
+        route = self.services.intake.route(
+            address, options, anywhere=self.account is not None, null_sender=mail.sender is None
+        )
+        for recipient in route.recipients:
+            self.services.intake.check_quota(recipient.account, mail.size or 0)
+        for recipient in route.recipients:
+            transaction.recipients.setdefault(recipient.account.id, recipient)
+        for outward in route.outward:
+            transaction.outward.setdefault(outward.address, outward)
+        if route.via is not None:
+            transaction.through.append(route.via)
+        if route.expanded is not None:
+            transaction.expanded.append(route.expanded)
         self.state = State.RCPT
         self.reply(250, "2.1.5", "Recipient ok")
 
@@ -421,12 +434,12 @@ class Session:
         """`<postmaster>` and addresses at our own IP address mean this host's first domain (RFC 5321 4.5.1; S10)."""
         if address.domain and not address.domain.startswith("["):
             return address
-        domains = self.services.accounts.domains()
         own = not address.domain or address.domain == f"[{self.stream.local_address}]"
-        if address.local.lower() != "postmaster" or not own or not domains:
+        if not own and self.account is not None:
+            return address  # another host's
+        mine = main_domain(self.services.accounts, self.services.hostname)
+        if address.local.lower() != "postmaster" or not own or mine is None:
             raise RelayDenied(f"{address} is not an address of this server")
-        hostname = self.services.hostname
-        mine = next((d.name for d in domains if hostname == d.name or hostname.endswith("." + d.name)), domains[0].name)
         return Address(address.local, mine)
 
     def _open_transaction(self) -> Transaction:
@@ -469,18 +482,22 @@ class Session:
         self.stream.write(Reply(354, "", "End data with <CR><LF>.<CR><LF>").encode())
         recipients = list(transaction.recipients.values())
         self._reset(State.READY)
-        identity = os.urandom(6).hex()
-        trace = _Trace(self, transaction.mail, identity, len(recipients))
+        identity = new_id()
+        trace = Trace(transaction.mail.sender, self._received(transaction.mail, identity), one=transaction.count == 1)
         sent_copy = self.account if self.settings.save_sent and self.account is not None else None
+        origin = Origin(self.account.id if self.account is not None else 0, self.id, self._service)
         with self.services.intake.open(
-            recipients, prefix=trace.prefix, session=self.id, sent_copy=sent_copy, id=identity
-        ) as incoming:
-            arrival = _Arrival(
-                self.settings, incoming.write, complete=self.services.submission, host=self.services.hostname
+            recipients, list(transaction.outward.values()), envelope=transaction.envelope(), trace=trace,
+            origin=origin, id=identity, sent_copy=sent_copy, expanded=transaction.expanded,
+        ) as incoming:  # fmt: skip
+            arrival = Arrival(
+                self._limits(), incoming.write, complete=self.services.submission, host=self.services.hostname
             )
             self.stream.set_deadline(self.settings.data_seconds)
             try:
                 arrival.read(self.stream)
+            except TooLarge as error:
+                raise Closing(Reply(552, "5.3.4", str(error))) from None
             finally:
                 self.stream.set_deadline(None)
             accepted_at = time.monotonic()
@@ -489,9 +506,9 @@ class Session:
                 "received", id=identity, session=self.id, service=self.stream.service, peer=self.stream.peer,
                 tls=self.stream.tls, helo=self.helo_name, user=str(self.account.address) if self.account else None,
                 sender="" if transaction.mail.sender is None else str(transaction.mail.sender),
-                recipients=len(recipients), size=incoming.size, message_id=message_id,
+                recipients=transaction.count, size=incoming.size, message_id=message_id,
             )  # fmt: skip
-            problem = arrival.problem(recipients)
+            problem = arrival.problem([*(recipient.address for recipient in recipients), *transaction.through])
             if problem is not None:
                 log.info("message refused", session=self.id, peer=self.stream.peer, id=identity, reason=problem.text)
                 self._count_message(problem)
@@ -511,6 +528,20 @@ class Session:
     def _count_message(self, reply: Reply) -> None:
         counters.smtp_messages.add(self.stream.service, "refused" if reply.code >= 500 else "put off")
 
+    def _received(self, mail: wire.Mail, identity: str) -> str:
+        """The Received line up to its `for` and date (RFC 5321 4.4)."""
+        protocol = "SMTP"
+        if self.extended:
+            protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP"
+            protocol += ("S" if self.stream.tls else "") + ("A" if self.account is not None else "")
+        peer = f"[IPv6:{self.stream.peer}]" if ":" in self.stream.peer else f"[{self.stream.peer}]"
+        by = f"\tby {self.services.hostname} (mailsrv) with {protocol} id {identity}"
+        return f"Received: from {self.helo_name} ({peer})\r\n{by}"
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        return Limits(settings.message_bytes, settings.hops, settings.least_rate, settings.normalize_newlines)
+
 
 class Refusal(MailError):
     """A refusal that this session words itself."""
@@ -518,108 +549,6 @@ class Refusal(MailError):
     def __init__(self, reply: Reply) -> None:
         super().__init__(reply.text)
         self.reply = reply
-
-
-class _Trace:
-    """The lines that go before the message: Return-Path, Delivered-To, Received (RFC 5321 4.4)."""
-
-    def __init__(self, session: Session, mail: wire.Mail, identity: str, copies: int) -> None:
-        self._sender = "" if mail.sender is None else written(mail.sender)
-        protocol = "SMTP"
-        if session.extended:
-            protocol = "UTF8SMTP" if mail.smtputf8 else "ESMTP"
-            protocol += ("S" if session.stream.tls else "") + ("A" if session.account is not None else "")
-        peer = f"[IPv6:{session.stream.peer}]" if ":" in session.stream.peer else f"[{session.stream.peer}]"
-        by = f"\tby {session.services.hostname} (mailsrv) with {protocol} id {identity}"
-        self._received = f"Received: from {session.helo_name} ({peer})\r\n{by}"
-        self._date = email.utils.formatdate(localtime=True)
-        self._one = copies == 1
-
-    def prefix(self, recipient: Recipient) -> bytes:
-        """For one recipient's copy. The recipient is named in Received only where no other could learn of it."""
-        address = written(recipient.address)
-        whom = f"\r\n\tfor <{address}>" if self._one else ""
-        lines = f"Return-Path: <{self._sender}>\r\nDelivered-To: {address}\r\n{self._received}{whom}; {self._date}\r\n"
-        return lines.encode()
-
-
-class _Arrival:
-    """The text of one DATA: counted, streamed on, its header looked at for loops."""
-
-    def __init__(self, settings: SmtpSettings, write: Callable[[bytes], None], *, complete: bool, host: str) -> None:
-        self._settings, self._write = settings, write
-        self._host = host
-        self._incomplete: bytes | None = b"" if complete else None  # the header so far, until it is whole
-        self._decoder = DotDecoder(normalize=settings.normalize_newlines)
-        self._head = b""
-        self._size = 0
-
-    def read(self, stream: Stream) -> None:
-        """Until the final dot. A message over the limit is read on and dropped, far over it the connection ends
-        (S17).
-        """
-        most = self._settings.message_bytes
-        for chunk in stream.read_dotted(self._decoder, least_rate=self._settings.least_rate):
-            self._size += len(chunk)
-            if len(self._head) < HEADER_OCTETS:
-                self._head += chunk[: HEADER_OCTETS - len(self._head)]
-            if self._size <= most:
-                self._keep(chunk)
-            elif self._size > 2 * most + 1024 * 1024:
-                raise Closing(Reply(552, "5.3.4", "The message is far too large"))
-        if self._incomplete:
-            self._write(self._incomplete)
-
-    def _keep(self, chunk: bytes) -> None:
-        if self._incomplete is not None:
-            chunk = self._incomplete + chunk
-            header = _header_of(chunk)
-            if header is None and len(chunk) < COMPLETED_OCTETS:
-                self._incomplete = chunk
-                return
-            self._incomplete = None
-            if header is not None:
-                self._write(_missing_fields(header, self._host))
-        self._write(chunk)
-
-    @property
-    def message_id(self) -> str:
-        """As the header has it, for the log; "" without one."""
-        found = _MESSAGE_ID.search(self._head)
-        return found[1].decode("utf-8", "replace").strip() if found else ""
-
-    def problem(self, recipients: list[Recipient]) -> Reply | None:
-        """Why the message is not taken; None if it is."""
-        if self._size > self._settings.message_bytes:
-            return Reply(552, "5.3.4", f"The message is larger than {self._settings.message_bytes} octets")
-        if self._decoder.bare and not self._settings.normalize_newlines:
-            return Reply(550, "5.6.0", "The message has bare CR or LF: lines end in CRLF (RFC 5321 2.3.8)")  # S1
-        header = _header_of(self._head)
-        if header is None:
-            header = self._head
-        if len(_RECEIVED.findall(header)) > self._settings.hops:
-            return Reply(554, "5.4.6", "Too many hops: this message is in a loop")  # RFC 5321 6.3
-        been = {address.strip().lower() for address in _DELIVERED.findall(header)}
-        if been and any(written(recipient.address).lower().encode() in been for recipient in recipients):
-            return Reply(554, "5.4.6", "The message was delivered here before: it is in a loop")  # S11
-        return None
-
-
-def _header_of(text: bytes) -> bytes | None:
-    """The lines before the first empty one, which may be the very first; None if there is none yet."""
-    end = 0 if text.startswith(b"\r\n") else text.find(b"\r\n\r\n")
-    return None if end < 0 else text[:end]
-
-
-def _missing_fields(header: bytes, host: str) -> bytes:
-    """Date and Message-ID for a submitted message whose header lacks them (RFC 6409 8)."""
-    names = {line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n") if line[:1] not in b" \t"}
-    added = b""
-    if b"date" not in names:
-        added += f"Date: {email.utils.formatdate(localtime=True)}\r\n".encode()
-    if b"message-id" not in names:
-        added += f"Message-ID: <{os.urandom(12).hex()}@{host}>\r\n".encode()
-    return added
 
 
 def _decode(text: str) -> bytes:

@@ -1,7 +1,7 @@
 """SMTP's commands and replies as values. A command line gives one Command or a WireError; a reply gives its lines.
 
 Imports: values, wire.address, wire.errors.    RFC 5321 4.1, 4.2; RFC 1870 (SIZE), 6152 (8BITMIME), 6531 (SMTPUTF8),
-2034.
+2034, 3461 4 (DSN), 8689 (REQUIRETLS).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mailsrv.values import Address
+from mailsrv.values import Address, RecipientOptions
 from mailsrv.wire.address import parse_domain, parse_path
 from mailsrv.wire.errors import WireError
 
@@ -19,6 +19,11 @@ MAIL_OCTETS = 2048  # with the growth its extensions allow
 _VERB = re.compile(r"[A-Za-z]{1,20}(?= |$)")
 _KEYWORD = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,31})(?:=([!-<>-~\u0080-\U0010ffff]{1,1024}))?")
 _HELO_NAME = re.compile(r"[!-~]{1,255}")
+MOST_ENVID, MOST_ORCPT = 100, 500  # RFC 3461 4.4, 4.2
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 4: no "+" and no "=" but in "+3D"
+_HEX = re.compile(r"\+([0-9A-F]{2})")
+_ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]{1,64}")
+_NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +36,15 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """MAIL FROM. `sender` None is the null sender `<>`; `size` None when not declared."""
+    """MAIL FROM. `sender` None is the null sender `<>`; `size` None when not declared; `ret` "", FULL or HDRS."""
 
     sender: Address | None
-    size: int | None
-    body: str
-    smtputf8: bool
+    size: int | None = None
+    body: str = "7BIT"
+    smtputf8: bool = False
+    ret: str = ""
+    envid: str = ""
+    require_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +79,13 @@ def parse_helo(argument: str) -> str:
     return argument
 
 
-def parse_mail(argument: str) -> Mail:
-    """`FROM:<path> [parameters]` (RFC 5321 4.1.1.2)."""
+def parse_mail(argument: str, *, tls: bool = False) -> Mail:
+    """`FROM:<path> [parameters]` (RFC 5321 4.1.1.2). `tls`: REQUIRETLS was announced (RFC 8689 2)."""
     rest = _after(argument, "FROM:")
-    asks_utf8 = "SMTPUTF8" in rest.upper().split()
-    sender, end = parse_path(rest, smtputf8=asks_utf8)
+    sender, end = parse_path(rest, smtputf8=True)  # whether it may be UTF-8 is said behind it
     if sender is not None and not sender.domain:
         raise WireError("The sender needs a domain")
-    size, body, smtputf8 = None, "7BIT", False
+    size, body, smtputf8, ret, envid, require_tls = None, "7BIT", False, "", "", False
     for keyword, value in _parameters(rest[end:]):
         if keyword == "SIZE":
             if not value or not value.isascii() or not value.isdigit() or len(value) > 20:
@@ -90,22 +97,76 @@ def parse_mail(argument: str) -> Mail:
             body = value.upper()
         elif keyword == "SMTPUTF8" and value is None:
             smtputf8 = True
+        elif keyword == "RET":
+            if value is None or value.upper() not in ("FULL", "HDRS"):
+                raise WireError("RET is FULL or HDRS")
+            ret = value.upper()
+        elif keyword == "ENVID":
+            envid = parse_xtext(value or "")
+            if not 0 < len(envid) <= MOST_ENVID or not envid.isprintable():
+                raise WireError(f"ENVID is 1 to {MOST_ENVID} printable characters as xtext")
+        elif keyword == "REQUIRETLS" and value is None and tls:
+            require_tls = True
         elif keyword == "AUTH" and value is not None:
             pass  # RFC 4954 5: may be ignored; nobody is trusted to vouch for another
         else:
             raise ParameterUnknown(keyword)
-    return Mail(sender, size, body, smtputf8)
+    if not smtputf8 and not rest[:end].isascii():
+        raise WireError("Address is not ASCII, and SMTPUTF8 was not asked for", 1)
+    return Mail(sender, size, body, smtputf8, ret, envid, require_tls)
 
 
-def parse_rcpt(argument: str, *, smtputf8: bool) -> Address:
-    """`TO:<path>`; no parameter is offered."""
+def parse_rcpt(argument: str, *, smtputf8: bool) -> tuple[Address, RecipientOptions]:
+    """`TO:<path> [NOTIFY=…] [ORCPT=…]` (RFC 3461 4.1, 4.2)."""
     rest = _after(argument, "TO:")
     recipient, end = parse_path(rest, smtputf8=smtputf8)
     if recipient is None:
         raise WireError("A recipient cannot be empty")
-    for keyword, _ in _parameters(rest[end:]):
-        raise ParameterUnknown(keyword)
-    return recipient
+    notify: frozenset[str] = frozenset()
+    orcpt = ""
+    for keyword, value in _parameters(rest[end:]):
+        if keyword == "NOTIFY":
+            notify = _parse_notify(value or "")
+        elif keyword == "ORCPT":
+            orcpt = _parse_orcpt(value or "", smtputf8=smtputf8)
+        else:
+            raise ParameterUnknown(keyword)
+    return recipient, RecipientOptions(notify, orcpt)
+
+
+def _parse_notify(value: str) -> frozenset[str]:
+    words = value.upper().split(",")
+    if words == ["NEVER"]:
+        return frozenset(words)
+    if not set(words) <= _NOTIFY or len(set(words)) < len(words):
+        raise WireError("NOTIFY is NEVER, or some of SUCCESS, FAILURE, DELAY")
+    return frozenset(words)
+
+
+def _parse_orcpt(value: str, *, smtputf8: bool) -> str:
+    """`type;address`, the address decoded. RFC 6533 3 allows UTF-8 as it is where SMTPUTF8 was asked for."""
+    kind, semicolon, text = value.partition(";")
+    if not semicolon or not _ADDRESS_TYPE.fullmatch(kind) or not text or len(value) > MOST_ORCPT:
+        raise WireError(f"ORCPT is type;address, {MOST_ORCPT} characters at most")
+    address = text if smtputf8 and kind.lower() == "utf-8" and not text.isascii() else parse_xtext(text)
+    if not address.isprintable():
+        raise WireError("ORCPT has control characters")
+    return f"{kind.lower()};{address}"
+
+
+def parse_xtext(text: str) -> str:
+    """The ASCII text that is meant; WireError where it is not xtext (RFC 3461 4)."""
+    if not _XTEXT.fullmatch(text):
+        raise WireError("Not xtext")
+    decoded = _HEX.sub(lambda found: chr(int(found[1], 16)), text)
+    if not decoded.isascii():
+        raise WireError("Not xtext of an ASCII text")
+    return decoded
+
+
+def format_xtext(text: str) -> str:
+    """RFC 3461 4, for an ASCII text."""
+    return "".join(char if "!" <= char <= "~" and char not in "+=" else f"+{ord(char):02X}" for char in text)
 
 
 class ParameterUnknown(WireError):
@@ -144,6 +205,6 @@ def multiline(code: int, lines: list[str]) -> bytes:
 
 
 __all__ = [
-    "AUTH_OCTETS", "COMMAND_OCTETS", "MAIL_OCTETS", "Command", "Mail", "ParameterUnknown", "Reply", "multiline",
-    "parse_command", "parse_domain", "parse_helo", "parse_mail", "parse_rcpt",
+    "AUTH_OCTETS", "COMMAND_OCTETS", "MAIL_OCTETS", "Command", "Mail", "ParameterUnknown", "Reply", "format_xtext",
+    "multiline", "parse_command", "parse_domain", "parse_helo", "parse_mail", "parse_rcpt", "parse_xtext",
 ]  # fmt: skip

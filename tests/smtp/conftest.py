@@ -144,7 +144,7 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
         services = Services(
             server.accounts,
             server.server.passwords,
-            Intake(server.server.mailboxes, server.settings.mail_root),
+            Intake(server.server.mailboxes, server.accounts, server.settings.mail_root),
             "mx.example.com",
             submission,
             None,

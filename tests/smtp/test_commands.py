@@ -18,17 +18,17 @@ def test_f05_greeting_names_the_host(serving, dial):
         assert sock.recv(100) == b"220 mx.example.com ESMTP mailsrv\r\n"
 
 
-CLEAR = "PIPELINING|SIZE 52428800|8BITMIME|SMTPUTF8|ENHANCEDSTATUSCODES"
+CLEAR = "PIPELINING|SIZE 52428800|8BITMIME|SMTPUTF8|DSN|ENHANCEDSTATUSCODES"
 
 
 @pytest.mark.parametrize(
     ("service", "tls", "keywords"),
     [
         ("smtp", False, f"{CLEAR}|STARTTLS"),
-        ("smtp", True, CLEAR),
+        ("smtp", True, f"{CLEAR}|REQUIRETLS"),
         ("submission", False, f"{CLEAR}|STARTTLS"),
-        ("submission", True, f"{CLEAR}|AUTH PLAIN LOGIN"),
-        ("submissions", False, f"{CLEAR}|AUTH PLAIN LOGIN"),
+        ("submission", True, f"{CLEAR}|REQUIRETLS|AUTH PLAIN LOGIN"),
+        ("submissions", False, f"{CLEAR}|REQUIRETLS|AUTH PLAIN LOGIN"),
     ],
 )
 def test_s32_ehlo_offers_what_is_possible_now(serving, dial, service, tls, keywords):
@@ -84,7 +84,13 @@ RCPT = [*MAIL, "RCPT TO:<ann@example.com>"]
         (READY, "MAIL FROM:<x@elsewhere.org> SIZE=-1", "501 5.5.4"),
         (READY, "MAIL FROM:<x@elsewhere.org> SIZE=1 SIZE=1", "501 5.5.4"),
         (READY, "MAIL FROM:<x@elsewhere.org> BODY=BINARYMIME", "555 5.5.4"),
-        (READY, "MAIL FROM:<x@elsewhere.org> RET=FULL", "555 5.5.4"),
+        (READY, "MAIL FROM:<x@elsewhere.org> RET=FULL ENVID=QQ314159", "250 2.1.0"),
+        (READY, "MAIL FROM:<x@elsewhere.org> RET=SOME", "501 5.5.4"),
+        (READY, "MAIL FROM:<x@elsewhere.org> RET", "501 5.5.4"),
+        (READY, "MAIL FROM:<x@elsewhere.org> ENVID=", "501 5.5.4"),
+        (READY, "MAIL FROM:<x@elsewhere.org> ENVID=a+0D+0Ab", "501 5.5.4"),
+        (READY, "MAIL FROM:<x@elsewhere.org> REQUIRETLS", "555 5.5.4"),  # in clear it means nothing (RFC 8689 4.1)
+        (READY, "MAIL FROM:<x@elsewhere.org> NOTIFY=NEVER", "555 5.5.4"),
         (READY, "mail from:<x@elsewhere.org>", "250 2.1.0"),
         (READY, "MAIL FROM: <x@elsewhere.org>", "250 2.1.0"),
         (READY, "MAIL FROM:<>", "250 2.1.0"),
@@ -96,7 +102,13 @@ RCPT = [*MAIL, "RCPT TO:<ann@example.com>"]
         (MAIL, "RCPT", "501 5.5.4"),
         (MAIL, "RCPT TO:<>", "501 5.5.4"),
         (MAIL, "RCPT TO:ann@example.com", "501 5.5.4"),
-        (MAIL, "RCPT TO:<ann@example.com> NOTIFY=NEVER", "555 5.5.4"),
+        (MAIL, "RCPT TO:<ann@example.com> NOTIFY=NEVER", "250 2.1.5"),
+        (MAIL, "RCPT TO:<ann@example.com> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;Ann+2Bx@example.com", "250 2.1.5"),
+        (MAIL, "RCPT TO:<ann@example.com> NOTIFY=NEVER,DELAY", "501 5.5.4"),
+        (MAIL, "RCPT TO:<ann@example.com> NOTIFY=", "501 5.5.4"),
+        (MAIL, "RCPT TO:<ann@example.com> ORCPT=ann@example.com", "501 5.5.4"),
+        (MAIL, "RCPT TO:<ann@example.com> ORCPT=rfc822;ann+0Abcc", "501 5.5.4"),
+        (MAIL, "RCPT TO:<ann@example.com> SIZE=1", "555 5.5.4"),
         (MAIL, "RCPT TO:<ann@example.com>", "250 2.1.5"),
         (MAIL, "rcpt to:<ANN@Example.COM>", "250 2.1.5"),
         (RCPT, "MAIL FROM:<x@elsewhere.org>", "503 5.5.1"),

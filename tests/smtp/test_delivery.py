@@ -37,7 +37,7 @@ def test_f06_trace_lines_of_a_message_for_one(serving, dial, inbox):
     client = dial(serving)
     client.begin("ann@example.com", sender="X@Elsewhere.org")
     answer = client.say(b"Subject: x\r\n\r\nText.\r\n.")
-    accepted = re.fullmatch(rb"250 2\.0\.0 Accepted as ([0-9a-f]{12})", answer)[1].decode()
+    accepted = re.fullmatch(rb"250 2\.0\.0 Accepted as ([0-9a-f]{18})", answer)[1].decode()
     (text,) = inbox(serving, "ann")
     pattern = (
         r"Return-Path: <X@elsewhere\.org>\r\n"

@@ -1,0 +1,89 @@
+"""The queue runner put together: the queue on this server's spool, with the ways out that this server has.
+
+It is one part of a process that has accounts, mailboxes and an intake; where several processes serve, of a process of
+its own. Others put entries into the spool and wake it through its socket.
+
+Imports: config, smtp.relay, mail, store.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mailsrv.config import Config
+from mailsrv.mail.accounts import Accounts, parse_address
+from mailsrv.mail.bounce import Bounces
+from mailsrv.mail.intake import Intake, Outgoing, main_domain
+from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.wakeup import NAME, Waker
+from mailsrv.store.spool import Spool
+from mailsrv.values import Address, Disposition, Envelope, Job, Outcome
+
+
+def socket_path(config: Config) -> str:
+    return f"{config['server.run_dir']}/{NAME}"
+
+
+def spool_of(config: Config) -> Spool:
+    return Spool(f"{config['server.data_dir']}/queue")
+
+
+def outgoing_of(config: Config, accounts: Accounts) -> Outgoing:
+    """What an intake needs to send mail elsewhere. Makes the queue's directories."""
+    spool = spool_of(config)
+    spool.prepare()
+    hostname, chosen = config["server.hostname"], config["queue.postmaster"]
+
+    def postmaster() -> Address | None:
+        if chosen:
+            return parse_address(chosen)
+        domain = main_domain(accounts, hostname)
+        return None if domain is None else Address("postmaster", domain)
+
+    waker = Waker(socket_path(config))
+    return Outgoing(spool, waker.wake, Bounces(hostname, config["queue.return_bytes"]), postmaster)
+
+
+def schedule_of(config: Config) -> Schedule:
+    return Schedule(
+        tuple(config["queue.retry_seconds"]), config["queue.expire_days"] * 86400, config["queue.notice_hours"] * 3600
+    )
+
+
+Relay = Callable[[Job], list[Outcome]]
+Destination = Callable[[Envelope, Address], str]
+
+
+def way_out(config: Config) -> tuple[Relay, Destination]:
+    """What tries one Job, and what names the destination of an address."""
+    return _not_yet, _domain
+
+
+class Runner:
+    def __init__(self, config: Config, accounts: Accounts, intake: Intake) -> None:
+        relay, destination = way_out(config)
+        ways = Ways(relay, destination, intake.deliver, accounts.is_local, intake.post)
+        self.queue = Queue(
+            intake.spool, ways, schedule_of(config), connections=config["queue.attempts"],
+            per_destination=config["queue.attempts_per_destination"], socket_path=socket_path(config),
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Raises QueueLocked when another runner works on this queue."""
+        self.queue.start()
+
+    def close(self, deadline: float) -> None:
+        """Attempts that go on may end until then (monotonic clock)."""
+        self.queue.stop(max(0.0, deadline - time.monotonic()))
+
+
+def _not_yet(job: Job) -> list[Outcome]:
+    return [
+        Outcome(address, Disposition.LATER, 451, "4.3.5", "This server has no way to other servers yet")
+        for address, _ in job.recipients
+    ]
+
+
+def _domain(envelope: Envelope, address: Address) -> str:
+    return address.domain
