@@ -540,6 +540,7 @@ def test_thousands_are_found_and_sent(world):
     queue = world.queue()
     until(lambda: not world.spool.ids(), "all sent")
     assert {id for id, _ in world.jobs} == ids and len(world.jobs) == 1500
+    world.idle(queue)
     assert queue.depth == 0 and not queue._due and not queue._busy and queue._open == 0
 
 
