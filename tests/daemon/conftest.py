@@ -75,9 +75,11 @@ class Daemon:
         return self.tls.wrap_socket(sock, server_hostname="localhost") if service in ("imaps", "submissions") else sock
 
     def workers(self) -> list[int]:
+        """The processes that serve connections."""
         assert self.process is not None
         path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        return [int(pid) for pid in Path(path).read_text().split()]
+        parts = re.findall(r"process-started name=(?!worker-)\S+ pid=(\d+)", self.log.read_text())
+        return [int(pid) for pid in Path(path).read_text().split() if pid not in parts]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the server and wait for it; its exit code."""

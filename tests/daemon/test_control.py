@@ -105,15 +105,17 @@ def test_who_says_nothing_is_not_waited_for_and_who_was_killed_is_forgotten(one,
     hung.close()
 
 
-def test_every_worker_of_a_server_answers(daemon):
+def test_every_process_of_a_server_answers(daemon):
     server = daemon(**{"server.workers": 2})
     run_dir = server.settings["server.run_dir"]
     gevent.sleep(0)
     deadline = time.monotonic() + 20
-    while len(replies := ask_all(run_dir, "ping")) < 2:
+    while len(replies := ask_all(run_dir, "ping")) < 3:
         assert time.monotonic() < deadline
         gevent.sleep(0.05)
-    assert [(reply.process, reply.answer) for reply in replies] == [("worker-0", "pong"), ("worker-1", "pong")]
+    assert [(reply.process, reply.answer) for reply in replies] == [
+        ("queue", "pong"), ("worker-0", "pong"), ("worker-1", "pong"),
+    ]  # fmt: skip
     assert sorted(reply.pid for reply in replies) == sorted(server.workers())
     assert server.stop() == 0
     assert control.processes(run_dir) == []
