@@ -218,7 +218,7 @@ def test_a_way_out_that_fails_is_no_answer(world):
 
 def test_many_recipients_go_in_portions(world):
     id = world.put(*(f"u{n}@example.org" for n in range(250)))
-    world.queue()
+    world.idle(world.queue())
     until(lambda: not world.spool.ids(), "sent")
     assert [len(names) for _, names in world.jobs] == [100, 100, 50] and {job for job, _ in world.jobs} == {id}
 
@@ -346,6 +346,7 @@ def test_notify_decides_what_is_told(world, notify, reply, relayed, kinds):
     world.put("bo@example.org", notify=notify)
     queue.look_everywhere()
     until(lambda: not world.spool.ids(), "ended")
+    world.idle(queue)
     assert [kind for kind, _, _ in world.reports] == kinds
     if kinds == ["delivered"]:
         assert world.reports[0][2].recipients[0].report == "relayed"
@@ -405,6 +406,7 @@ def test_damaged_entries_are_put_aside_and_the_others_go_on(world, events):
     world.advance(10)  # accepted before this runner began
     queue = world.queue()
     until(lambda: not world.spool.ids(), "all handled")
+    world.idle(queue)
     assert sorted(job for job, _ in world.jobs) == [ids[0], ids[5]]
     assert [id for id, _ in world.spool.damaged()] == ids[1:5]
     reasons = {fields["id"]: fields["reason"] for event, fields in events if event == "queue entry damaged"}
@@ -488,7 +490,9 @@ def test_whoever_may_takes_it_back(world):
     queue.hooks.changed.append(lambda entry: told.append(entry.over))
     world.put("bo@example.org")
     queue.look_everywhere()
-    until(lambda: not world.spool.ids(), "taken back")
+    until(lambda: told, "taken back")
+    world.idle(queue)
+    assert world.spool.ids() == []
     assert world.jobs == [] and world.reports == [] and told == [True]
 
 
@@ -558,6 +562,7 @@ def test_a_runner_that_is_stopped_lets_attempts_end(world):
     assert len(world.jobs) == 4 and len(world.spool.ids()) == 4
     second = world.queue()
     until(lambda: not world.spool.ids(), "the next runner does the rest")
+    world.idle(second)
     assert sorted(id for id, _ in world.jobs) == sorted(ids) and second.counters.sent == 4
 
 
@@ -581,8 +586,7 @@ def test_garbage_on_the_socket_is_ignored(world):
         tell(world.socket, [text])
     id = world.put("bo@example.org")
     tell(world.socket, [id])
-    until(lambda: not world.spool.ids(), "sent")
-    assert queue.depth == 0
+    until(lambda: not world.spool.ids() and not queue.depth, "sent")
 
 
 def test_unknown_errors_of_a_report_are_not_the_end(world):
