@@ -153,7 +153,8 @@ def _together(values: dict[str, Any], path: str, seen: dict[str, int]) -> list[s
 # ------------------------------------------------------------------ sample file and reference
 
 
-def _yaml_value(value: Any) -> str:
+def yaml_value(value: Any) -> str:
+    """A value as the file has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -172,7 +173,7 @@ def sample() -> str:
                 lines += [
                     f"  # {line}" for line in textwrap.wrap(f"{setting.text} Expects {setting.kind.expects}.", 108)
                 ]
-                lines.append(f"  {setting.key}: {_yaml_value(setting.default)}")
+                lines.append(f"  {setting.key}: {yaml_value(setting.default)}")
     return "\n".join(lines) + "\n"
 
 
@@ -183,7 +184,7 @@ def reference() -> str:
         lines += [f"## {section}", "", text, "", "| setting | default | expects | meaning |", "|---|---|---|---|"]
         for setting in SETTINGS:
             if setting.section == section:
-                default = _yaml_value(setting.default)
+                default = yaml_value(setting.default)
                 lines.append(f"| `{setting.name}` | `{default}` | {setting.kind.expects} | {setting.text} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

@@ -1,8 +1,10 @@
-"""Writes the documents that are made from declarations: the sample configuration, the settings, the RFCs.
+"""Writes the documents that are made from declarations: the sample configuration, the settings, the RFCs, the manual
+pages, completion for shells.
 
-Run `python -m mailsrv.generate` after changing a setting or the table below; `tox -e docs` fails on a difference.
+Run `python -m mailsrv.generate` after changing a setting, a command or the table below; `tox -e docs` fails on a
+difference.
 
-Imports: config.
+Imports: cli, config, reference.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from mailsrv import config
+from mailsrv import cli, config
+from mailsrv.reference import completion, manual, tree
 
 
 class Rfc(NamedTuple):
@@ -101,7 +104,16 @@ def rfc_table() -> str:
 
 def documents() -> dict[str, str]:
     """Path in the source tree -> text."""
-    return {"etc/mailsrv.yaml": config.sample(), "docs/settings.md": config.reference(), "docs/rfc.md": rfc_table()}
+    commands = tree.read(cli.parser())
+    return {
+        "etc/mailsrv.yaml": config.sample(),
+        "etc/man/mailsrv.8": manual.command_page(commands),
+        "etc/man/mailsrv.yaml.5": manual.settings_page(),
+        "etc/completion/mailsrv.bash": completion.bash(commands),
+        "etc/completion/_mailsrv": completion.zsh(commands),
+        "docs/settings.md": config.reference(),
+        "docs/rfc.md": rfc_table(),
+    }
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ TOP = {
     "heartbeat",
     "quickstart",
     "runner",
+    "reference",
     "settings",
     "supervisor",
 }
