@@ -43,6 +43,7 @@ from mailsrv.net import listener, tls
 from mailsrv.net.stream import Stream
 from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
+from mailsrv.vitals import Vitals
 from mailsrv.wire import mime
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
@@ -149,6 +150,7 @@ class Server:
         context: ssl.SSLContext | None,
         *,
         name: str = "worker-0",
+        restarts: int = 0,
         leads: bool = True,
         parts: Sequence[str] = (),
         beat: Callable[[], None] = lambda: None,
@@ -195,6 +197,7 @@ class Server:
             )
             for one in bound
         ]
+        self.vitals = Vitals(self, restarts=restarts)
         self.parts = [_Once(name, self) for name in parts]
 
     def _smtp_maker(self, context: ssl.SSLContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
@@ -256,6 +259,7 @@ class Server:
     def start(self) -> None:
         self.bus.start()
         self.control.start()
+        self.vitals.start()
         self.watch.start(self.mailboxes)
         self.upkeep.start()
         if self.config["log.hub_delay"]:
@@ -298,6 +302,7 @@ class Server:
             if greenlet is not None:
                 greenlet.kill()
         self.upkeep.close()
+        self.vitals.close()
         self.control.close()
         self.watch.close()
         self.bus.close()

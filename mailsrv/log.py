@@ -50,7 +50,7 @@ class _Writer:
         self.pid = os.getpid()
         self.descriptor = descriptor
         self.as_json = as_json
-        self.dropped = 0
+        self.dropped = self.dropped_in_all = 0
         self._dropping = _allocate_lock()  # any thread may log
         self.queue: _queue.SimpleQueue[_Record | Any] = _queue.SimpleQueue()
         _start_thread(self._run, ())
@@ -59,6 +59,7 @@ class _Writer:
         if self.queue.qsize() >= QUEUE_LIMIT:
             with self._dropping:
                 self.dropped += 1
+                self.dropped_in_all += 1
         else:
             self.queue.put(record)
 
@@ -123,6 +124,19 @@ def configure(*, level: str = "info", file: str | None = None, format: str = "lo
     _State.as_json = format == "json"
     _State.file = file or None
     _open()
+
+
+def set_level(level: str) -> None:
+    _State.level = LEVELS[level]
+
+
+def level() -> str:
+    return next(name for name, value in LEVELS.items() if value == _State.level)
+
+
+def dropped() -> int:
+    """How many events of this process were not written because its output hung."""
+    return _State.writer.dropped_in_all if _State.writer is not None else 0
 
 
 def reopen() -> None:

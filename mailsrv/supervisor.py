@@ -117,26 +117,29 @@ def _address(one: Bound) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A process to be kept alive. `run` serves until SIGTERM, and calls what it is given while its event loop turns."""
+    """A process to be kept alive. `run` serves until SIGTERM; it is given what to call while its event loop turns, and
+    how often it was restarted.
+    """
 
     name: str
-    run: Callable[[Callable[[], None]], None]
+    run: Callable[[Callable[[], None], int], None]
 
 
 def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None) -> Iterator[Child]:
     """The workers, and one child for each part."""
     for number in range(config["server.workers"]):
 
-        def work(beat: Callable[[], None], number: int = number) -> None:
-            Server(config, bound, context, name=f"worker-{number}", leads=number == 0, beat=beat).run()
+        def work(beat: Callable[[], None], restarts: int, number: int = number) -> None:
+            name = f"worker-{number}"
+            Server(config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat).run()
 
         yield Child(f"worker-{number}", work)
     for part in PARTS:
 
-        def attend(beat: Callable[[], None], part: str = part) -> None:
+        def attend(beat: Callable[[], None], restarts: int, part: str = part) -> None:
             for one in bound:
                 one.socket.close()
-            Server(config, [], context, name=part, leads=False, parts=[part], beat=beat).run()
+            Server(config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat).run()
 
         yield Child(part, attend)
 
@@ -159,6 +162,7 @@ class _Supervisor:
         self._running: dict[int, _Running] = {}  # by pid
         self._due: dict[int, float] = {}  # seat (place in `children`) -> when to start it (again)
         self._pauses: dict[int, float] = {}
+        self._deaths = [0] * len(children)
         self._looked_at = 0.0
         self._stopping_since: float | None = None
 
@@ -207,7 +211,7 @@ class _Supervisor:
             if os.getppid() != parent:
                 os._exit(0)  # it died before the kernel was asked to tell
             gevent.reinit()
-            child.run(lambda: self._beats.beat(seat))
+            child.run(lambda: self._beats.beat(seat), self._deaths[seat])
             code = 0
         except BaseException:
             log.exception("process failed", name=child.name)
@@ -247,6 +251,7 @@ class _Supervisor:
         if self._stopping_since is not None:
             log.info("process ended", name=name, pid=ended.pid, code=code)
             return
+        self._deaths[ended.seat] += 1
         lived = time.monotonic() - ended.started_at
         pause = 0.0 if lived > STEADY_SECONDS else self._pauses.get(ended.seat, 0.05)
         self._pauses[ended.seat] = min(max(pause, 0.05) * 2, LONGEST_PAUSE)

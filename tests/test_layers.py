@@ -35,13 +35,14 @@ TOP = {
     "reference",
     "settings",
     "supervisor",
+    "vitals",
 }
 GEVENT = {
-    "__main__", "cli.people", "control", "daemon", "settings", "quickstart", "supervisor", "log", "net.stream",
-    "net.dial", "net.https", "net.resolver",
-    "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
-    "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
-    "store.account", "store.base", "store.entry", "store.files", "store.spool",
+    "__main__", "vitals", "cli.people", "control", "daemon", "settings", "quickstart", "supervisor", "log",
+    "net.stream", "net.dial", "net.https", "net.resolver", "net.listener", "imap.idle", "imap.mailboxes",
+    "imap.session", "mail.bus", "mail.gate", "mail.mailbox", "mail.notify", "mail.passwords", "mail.pushes",
+    "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch", "store.account", "store.base", "store.entry",
+    "store.files", "store.spool",
 }  # fmt: skip
 
 

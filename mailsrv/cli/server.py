@@ -1,4 +1,4 @@
-"""Commands about the server and its configuration: serve, check, status, doctor, quickstart, config, version.
+"""Commands about the server and its configuration: serve, check, doctor, quickstart, config, version.
 
 Imports: cli.common, config, log; what only one needs is imported there.
 """
@@ -10,7 +10,7 @@ import json
 import sys
 
 from mailsrv import __version__, config, log
-from mailsrv.cli.common import DONE, FAILED, NOT_RUNNING, Commands, load_config, port, say
+from mailsrv.cli.common import DONE, FAILED, Commands, load_config, port, say
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -31,18 +31,6 @@ def check(args: argparse.Namespace) -> int:
         say(f"{settings.path}: note: without tls.certificate nobody can log in")
     print(f"{settings.path}: ok")
     return DONE
-
-
-def status(args: argparse.Namespace) -> int:
-    from mailsrv.supervisor import running_pid
-
-    settings = load_config(args)
-    pid = running_pid(f"{settings['server.run_dir']}/mailsrv.pid")
-    if args.json:
-        print(json.dumps({"running": pid is not None, "pid": pid}))
-    else:
-        print(f"mailsrv is running, pid {pid}" if pid is not None else "mailsrv is not running")
-    return DONE if pid is not None else NOT_RUNNING
 
 
 def quickstart(args: argparse.Namespace) -> int:
@@ -92,7 +80,6 @@ def register(commands: Commands) -> None:
     one = commands.add("serve", serve, "run the server")
     one.add_argument("--foreground", action="store_true", help="stay in the foreground (always so for now)")
     commands.add("check", check, "check the configuration")
-    commands.add("status", status, "tell whether the server runs: exit code 0 if so, 3 if not")
     commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do")
 
     group = commands.noun("config", "the configuration file")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 
 import gevent
 from gevent.hub import get_hub
@@ -45,6 +46,7 @@ class Watch:
         self._unwatched: set[MailboxId] = set()
         self._states: dict[MailboxId, Mailbox] = {}
         self._looking: dict[MailboxId, bool] = {}  # a look is under way; True: look again
+        self._since: dict[MailboxId, float] = {}  # when the change was heard of that is being looked at
 
     def start(self, mailboxes: Mailboxes) -> None:
         self._mailboxes = mailboxes
@@ -117,6 +119,7 @@ class Watch:
             self._looking[mailbox] = True
             return
         self._looking[mailbox] = False
+        self._since[mailbox] = time.monotonic()
         gevent.spawn_later(OWN_QUIET_SECONDS, self._look, mailbox)
 
     def _look(self, mailbox: MailboxId) -> None:
@@ -134,6 +137,12 @@ class Watch:
             log.warning("could not look at a changed mailbox", mailbox=str(mailbox), error=str(failure))
         finally:
             self._looking.pop(mailbox, None)
+            self._since.pop(mailbox, None)
+
+    def lag(self) -> tuple[int, float]:
+        """How many open mailboxes others changed that are not looked at yet, and for how many seconds the first."""
+        oldest = min(self._since.values(), default=None)
+        return len(self._since), 0.0 if oldest is None else time.monotonic() - oldest
 
     def _poll(self) -> None:
         """The mailboxes that have no watch."""

@@ -88,6 +88,11 @@ def bind(address: tuple[str, int]) -> socket.socket:
     return sock
 
 
+def _written(address: tuple[Any, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Listener:
     """One bound address of one service."""
 
@@ -103,11 +108,16 @@ class Listener:
     ) -> None:
         self.service = service
         self._socket, self._make, self._admission, self._farewell = sock, make, admission, farewell
+        self.address = _written(sock.getsockname())
         self._tls_context = tls_context
         self._acceptor: gevent.Greenlet | None = None
         self._connections = Group()
         self.sessions: set[Conversation] = set()
         self._stopping = False
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
 
     def start(self) -> None:
         self._acceptor = gevent.spawn(self._accept)
