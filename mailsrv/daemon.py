@@ -313,7 +313,7 @@ class Server:
 
 # Every part: its name, and what makes it of the process's objects.
 PARTS: dict[str, Callable[[Server], Part]] = {
-    "queue": lambda server: Runner(server.config, server.accounts, server.intake),
+    "queue": lambda server: server.vitals.watch_queue(Runner(server.config, server.accounts, server.intake)),
 }
 
 

@@ -5,6 +5,7 @@ Imports: control, counters, daemon (types), log, gevent.    docs/monitoring.md.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import Counter as Tally
@@ -17,10 +18,13 @@ from gevent.hub import get_hub
 from mailsrv import __version__, counters, log
 from mailsrv.control import Misasked
 from mailsrv.store.files import offload
+from mailsrv.store.spool import time_of
 
 if TYPE_CHECKING:
     from mailsrv.daemon import Server
+    from mailsrv.mail.queue import Queue
     from mailsrv.net.listener import Conversation
+    from mailsrv.runner import Runner
 
 BUSY_SECONDS, QUIET_SECONDS = 0.1, 1.0  # between two looks at how late the event loop is
 BUSY_SHARE = 0.01  # of the processor's time
@@ -38,6 +42,7 @@ class Vitals:
         self._began_at = time.time()
         self._delays = counters.Samples()
         self._timer: Any = None
+        self._queue: Queue | None = None
         control = server.control
         control.answer("status", self.status)
         control.answer("who", lambda question: self.who())
@@ -118,6 +123,25 @@ class Vitals:
                 "mailsrv_index_lag_seconds": oldest,
                 "mailsrv_log_events_dropped_total": log.dropped(),
             },
+        }  # fmt: skip
+
+    def watch_queue(self, runner: Runner) -> Runner:
+        """The queue runs in this process: it is asked too."""
+        self._queue = runner.queue
+        self._server.control.answer("queue", lambda question: self.queue())
+        return runner
+
+    def queue(self) -> dict[str, Any] | None:
+        """What waits, what became of recipients since the start, and destinations that do not work."""
+        queue = self._queue
+        if queue is None:
+            return None
+        oldest = queue.oldest_id
+        return {
+            "depth": queue.depth, "active": queue.active,
+            "oldest_seconds": round(max(0.0, time.time() - time_of(oldest))) if oldest else 0,
+            "resting": sorted(lane.name for lane in queue.lanes() if lane.last is not None)[:USERS_SHOWN],
+            "counters": dataclasses.asdict(queue.counters),
         }  # fmt: skip
 
     # -------------------------------------------------------------- sessions

@@ -200,8 +200,12 @@ def _percentiles(figures: dict[str, Any], words: str) -> str:
 
 
 def _queue(queue: dict[str, Any]) -> str:
-    oldest = queue.get("oldest_seconds")
-    return f"{queue['depth']} waiting" + (f", the oldest since {lasting(oldest)}" if oldest else "")
+    if not queue["depth"]:
+        return "nothing waits"
+    text = (
+        f"{queue['depth']} waiting, the oldest since {lasting(queue['oldest_seconds'])}, {queue['active']} being tried"
+    )
+    return text + (f"; left alone for now: {', '.join(queue['resting'][:5])}" if queue["resting"] else "")
 
 
 def lasting(seconds: float) -> str:

@@ -133,6 +133,11 @@ class Queue:
         return len(self._due) + len(self._busy)
 
     @property
+    def oldest_id(self) -> str | None:
+        """Of the entries that wait or are being tried: ids begin with the time they were made."""
+        return min(min(self._due, default="~"), min(self._busy, default="~")) if self.depth else None
+
+    @property
     def active(self) -> int:
         """Attempts that go on now."""
         return self._lanes.busy
