@@ -7,12 +7,15 @@ _mailsrv() {
             ' quickstart') path='quickstart' ;;
             ' serve') path='serve' ;;
             ' check') path='check' ;;
-            ' status') path='status' ;;
             ' doctor') path='doctor' ;;
             ' config') path='config' ;;
             'config sample') path='config sample' ;;
             'config reference') path='config reference' ;;
             ' version') path='version' ;;
+            ' status') path='status' ;;
+            ' who') path='who' ;;
+            ' kick') path='kick' ;;
+            ' loglevel') path='loglevel' ;;
             ' domain') path='domain' ;;
             'domain add') path='domain add' ;;
             'domain list') path='domain list' ;;
@@ -42,12 +45,17 @@ _mailsrv() {
         'quickstart:--base-port') COMPREPLY=(); return ;;
         'serve:-c'|'serve:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'check:-c'|'check:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        'status:-c'|'status:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'doctor:-c'|'doctor:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config:-c'|'config:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config sample:-c'|'config sample:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config reference:-c'|'config reference:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'version:-c'|'version:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'status:-c'|'status:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'status:--seconds') COMPREPLY=(); return ;;
+        'who:-c'|'who:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'kick:-c'|'kick:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'kick:--reason') COMPREPLY=(); return ;;
+        'loglevel:-c'|'loglevel:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'domain:-c'|'domain:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'domain add:-c'|'domain add:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'domain list:-c'|'domain list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -73,16 +81,19 @@ _mailsrv() {
         'reindex:-c'|'reindex:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check status doctor config version domain user alias mailbox reindex -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
-        'status') words='-h --help -c --config --json' ;;
         'doctor') words='-h --help -c --config --json' ;;
         'config') words='sample reference -h --help -c --config --json' ;;
         'config sample') words='-h --help -c --config --json' ;;
         'config reference') words='-h --help -c --config --json' ;;
         'version') words='-h --help -c --config --json' ;;
+        'status') words='-h --help -c --config --json --watch --seconds' ;;
+        'who') words='-h --help -c --config --json' ;;
+        'kick') words='-h --help -c --config --json --reason' ;;
+        'loglevel') words='-h --help -c --config --json debug info warning error' ;;
         'domain') words='add list remove catch-all -h --help -c --config --json' ;;
         'domain add') words='-h --help -c --config --json' ;;
         'domain list') words='-h --help -c --config --json' ;;
