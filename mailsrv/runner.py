@@ -3,13 +3,13 @@
 It is one part of a process that has accounts, mailboxes and an intake; where several processes serve, of a process of
 its own. Others put entries into the spool and wake it through its socket.
 
-Imports: config, smtp.relay, mail, store.
+Imports: config, smtp.relay, net.resolver, mail, store.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from mailsrv.config import Config
 from mailsrv.mail.accounts import Accounts, parse_address
@@ -17,8 +17,12 @@ from mailsrv.mail.bounce import Bounces
 from mailsrv.mail.intake import Intake, Outgoing, main_domain
 from mailsrv.mail.queue import Queue, Schedule, Ways
 from mailsrv.mail.wakeup import NAME, Waker
+from mailsrv.net.resolver import Resolver
+from mailsrv.smtp.next_hops import Ourselves
+from mailsrv.smtp.relay import Relay, RelaySettings
+from mailsrv.store.files import offload
 from mailsrv.store.spool import Spool
-from mailsrv.values import Address, Disposition, Envelope, Job, Outcome
+from mailsrv.values import Address, Envelope, Job, Outcome
 
 
 def socket_path(config: Config) -> str:
@@ -51,19 +55,27 @@ def schedule_of(config: Config) -> Schedule:
     )
 
 
-Relay = Callable[[Job], list[Outcome]]
-Destination = Callable[[Envelope, Address], str]
+class WayOut(Protocol):
+    """What tries a Job, and names what recipients have in common that can go in one."""
+
+    def __call__(self, job: Job) -> list[Outcome]: ...
+
+    def destination(self, envelope: Envelope, address: Address) -> str: ...
+
+    def close(self) -> None: ...
 
 
-def way_out(config: Config) -> tuple[Relay, Destination]:
-    """What tries one Job, and what names the destination of an address."""
-    return _not_yet, _domain
+def way_out(config: Config) -> WayOut:
+    """To other servers."""
+    ports = frozenset(port for _, port in config["smtp.listen"])
+    ourselves = Ourselves(frozenset({config["server.hostname"]}), ports=ports | {25})
+    return Relay(RelaySettings(config["server.hostname"], ourselves=ourselves), Resolver(), offload)
 
 
 class Runner:
     def __init__(self, config: Config, accounts: Accounts, intake: Intake) -> None:
-        relay, destination = way_out(config)
-        ways = Ways(relay, destination, intake.deliver, accounts.is_local, intake.post)
+        self._way_out = way_out(config)
+        ways = Ways(self._way_out, self._way_out.destination, intake.deliver, accounts.is_local, intake.post)
         self.queue = Queue(
             intake.spool, ways, schedule_of(config), connections=config["queue.attempts"],
             per_destination=config["queue.attempts_per_destination"], socket_path=socket_path(config),
@@ -76,14 +88,4 @@ class Runner:
     def close(self, deadline: float) -> None:
         """Attempts that go on may end until then (monotonic clock)."""
         self.queue.stop(max(0.0, deadline - time.monotonic()))
-
-
-def _not_yet(job: Job) -> list[Outcome]:
-    return [
-        Outcome(address, Disposition.LATER, 451, "4.3.5", "This server has no way to other servers yet")
-        for address, _ in job.recipients
-    ]
-
-
-def _domain(envelope: Envelope, address: Address) -> str:
-    return address.domain
+        self._way_out.close()

@@ -128,7 +128,7 @@ class Bounces:
         header = _header_of(content)
         boundary = f"report-{os.urandom(12).hex()}"
         head = [
-            f"From: Mail system of {self._hostname} <{quoted(author)}>",
+            f'From: "Mail system of {self._hostname}" <{quoted(author)}>',
             f"To: <{quoted(to)}>",
             f"Subject: {_subject(report.kind, _field(header, b'subject'), final=final)}",
             f"Date: {email.utils.formatdate(localtime=True)}",

@@ -11,6 +11,7 @@ Imports: store.base, values.    docs/decisions/0009-the-queue.md
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ HISTORY = 8  # the last attempts that are told of
 MOST_TEXT = 2000
 WAITING, SENT, FAILED, CANCELLED = "waiting", "sent", "failed", "cancelled"
 STATES = (WAITING, SENT, FAILED, CANCELLED)
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 NOTIFY = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
 
 _time: Callable[[], float] = get_original("time", "time")
@@ -61,7 +63,7 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one attempt did for a recipient, in the words of the remote host."""
+    """What one attempt did for a recipient, in the words of the remote host: one line, fit for a terminal."""
 
     at: float
     disposition: str
@@ -74,8 +76,8 @@ class Attempt:
     @staticmethod
     def of(outcome: Outcome, at: float) -> Attempt:
         return Attempt(
-            at, outcome.disposition.value, outcome.code, outcome.enhanced, outcome.text[:MOST_TEXT],
-            outcome.host[:500], outcome.tls[:200],
+            at, outcome.disposition.value, outcome.code, outcome.enhanced, _CONTROLS.sub(" ", outcome.text[:MOST_TEXT]),
+            _CONTROLS.sub(" ", outcome.host[:500]), _CONTROLS.sub(" ", outcome.tls[:200]),
         )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ class Spool:
             files.close(fd)
         return path
 
-    def _stage_envelope(self, entry: Entry) -> str:
+    def _stage_envelope(self, entry: Entry, owner: os.stat_result | None = None) -> str:
         now = self.now()
         entry.touch(now)
         path = f"{files.temporary_name(self.tmp_dir)}.json"
@@ -147,6 +147,8 @@ class Spool:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
                     files.write_all(fd, json.dumps(to_json(entry), indent=1, ensure_ascii=False).encode() + b"\n")
+                    if owner is not None and owner.st_uid != os.geteuid():
+                        os.fchown(fd, owner.st_uid, owner.st_gid)  # root's change must not lock the server out
                     due = now.wall + min(entry.wait(now), HELD_SECONDS)
                     os.utime(fd, (due, due))
                     files.step("fsync", path)
@@ -270,7 +272,9 @@ class Spool:
             self._remove(id)
 
     def _replace(self, entry: Entry) -> None:
-        path = self._stage_envelope(entry)
+        with files.storage_errors("Writing to the queue"):
+            owner = os.stat(self.envelope_path(entry.id))
+        path = self._stage_envelope(entry, owner)
         with files.storage_errors("Writing to the queue"):
             try:
                 files.rename(path, self.envelope_path(entry.id))
