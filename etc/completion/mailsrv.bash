@@ -37,6 +37,16 @@ _mailsrv() {
             ' mailbox') path='mailbox' ;;
             'mailbox list') path='mailbox list' ;;
             ' reindex') path='reindex' ;;
+            ' queue') path='queue' ;;
+            'queue list') path='queue list' ;;
+            'queue show') path='queue show' ;;
+            'queue why') path='queue why' ;;
+            'queue retry') path='queue retry' ;;
+            'queue hold') path='queue hold' ;;
+            'queue release') path='queue release' ;;
+            'queue remove') path='queue remove' ;;
+            'queue bounce') path='queue bounce' ;;
+            'queue stats') path='queue stats' ;;
         esac
     done
     case "$path:$previous" in
@@ -79,9 +89,67 @@ _mailsrv() {
         'mailbox:-c'|'mailbox:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'mailbox list:-c'|'mailbox list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'reindex:-c'|'reindex:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue:-c'|'queue:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue list:-c'|'queue list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue list:--sender') COMPREPLY=(); return ;;
+        'queue list:--recipient') COMPREPLY=(); return ;;
+        'queue list:--domain') COMPREPLY=(); return ;;
+        'queue list:--older-than') COMPREPLY=(); return ;;
+        'queue list:--newer-than') COMPREPLY=(); return ;;
+        'queue list:--page') COMPREPLY=(); return ;;
+        'queue list:--limit') COMPREPLY=(); return ;;
+        'queue show:-c'|'queue show:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue show:--sender') COMPREPLY=(); return ;;
+        'queue show:--recipient') COMPREPLY=(); return ;;
+        'queue show:--domain') COMPREPLY=(); return ;;
+        'queue show:--older-than') COMPREPLY=(); return ;;
+        'queue show:--newer-than') COMPREPLY=(); return ;;
+        'queue why:-c'|'queue why:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue why:--sender') COMPREPLY=(); return ;;
+        'queue why:--recipient') COMPREPLY=(); return ;;
+        'queue why:--domain') COMPREPLY=(); return ;;
+        'queue why:--older-than') COMPREPLY=(); return ;;
+        'queue why:--newer-than') COMPREPLY=(); return ;;
+        'queue retry:-c'|'queue retry:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue retry:--sender') COMPREPLY=(); return ;;
+        'queue retry:--recipient') COMPREPLY=(); return ;;
+        'queue retry:--domain') COMPREPLY=(); return ;;
+        'queue retry:--older-than') COMPREPLY=(); return ;;
+        'queue retry:--newer-than') COMPREPLY=(); return ;;
+        'queue hold:-c'|'queue hold:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue hold:--sender') COMPREPLY=(); return ;;
+        'queue hold:--recipient') COMPREPLY=(); return ;;
+        'queue hold:--domain') COMPREPLY=(); return ;;
+        'queue hold:--older-than') COMPREPLY=(); return ;;
+        'queue hold:--newer-than') COMPREPLY=(); return ;;
+        'queue release:-c'|'queue release:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue release:--sender') COMPREPLY=(); return ;;
+        'queue release:--recipient') COMPREPLY=(); return ;;
+        'queue release:--domain') COMPREPLY=(); return ;;
+        'queue release:--older-than') COMPREPLY=(); return ;;
+        'queue release:--newer-than') COMPREPLY=(); return ;;
+        'queue remove:-c'|'queue remove:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue remove:--sender') COMPREPLY=(); return ;;
+        'queue remove:--recipient') COMPREPLY=(); return ;;
+        'queue remove:--domain') COMPREPLY=(); return ;;
+        'queue remove:--older-than') COMPREPLY=(); return ;;
+        'queue remove:--newer-than') COMPREPLY=(); return ;;
+        'queue bounce:-c'|'queue bounce:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue bounce:--sender') COMPREPLY=(); return ;;
+        'queue bounce:--recipient') COMPREPLY=(); return ;;
+        'queue bounce:--domain') COMPREPLY=(); return ;;
+        'queue bounce:--older-than') COMPREPLY=(); return ;;
+        'queue bounce:--newer-than') COMPREPLY=(); return ;;
+        'queue stats:-c'|'queue stats:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'queue stats:--sender') COMPREPLY=(); return ;;
+        'queue stats:--recipient') COMPREPLY=(); return ;;
+        'queue stats:--domain') COMPREPLY=(); return ;;
+        'queue stats:--older-than') COMPREPLY=(); return ;;
+        'queue stats:--newer-than') COMPREPLY=(); return ;;
+        'queue stats:--limit') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -115,6 +183,16 @@ _mailsrv() {
         'mailbox') words='list -h --help -c --config --json' ;;
         'mailbox list') words='-h --help -c --config --json' ;;
         'reindex') words='-h --help -c --config --json' ;;
+        'queue') words='list show why retry hold release remove bounce stats -h --help -c --config --json' ;;
+        'queue list') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --page --limit' ;;
+        'queue show') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --body' ;;
+        'queue why') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held' ;;
+        'queue retry') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
+        'queue hold') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
+        'queue release') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
+        'queue remove') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
+        'queue bounce') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
+        'queue stats') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --limit' ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ ${#COMPREPLY[@]} -gt 0 || $cur == -* ]] || COMPREPLY=($(compgen -f -- "$cur"))
