@@ -8,6 +8,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import json
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import gevent
 import pytest
 import trustme
+from gevent.monkey import get_original
 
 from mailsrv import config, log
 from mailsrv.daemon import PARTS, SERVICES, Server, bind_all, tls_context
@@ -149,3 +151,17 @@ def serve(
 @pytest.fixture
 def serving(serve: Callable[..., Serving]) -> Serving:
     return serve()
+
+
+@pytest.fixture
+def told_the_end() -> Callable[[socket.socket], None]:
+    """`told_the_end(sock)` waits until the other side has ended the connection, gently or not; nothing is read."""
+
+    def wait(sock: socket.socket) -> None:
+        poll = get_original("select", "poll")()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        with gevent.Timeout(10):
+            while not poll.poll(0):
+                gevent.sleep(0.001)
+
+    return wait

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +99,10 @@ class Session:
         """Called from another greenlet, at shutdown or by an administrator: a session that waits for its client ends at
         once, others after their command."""
         self._ending = text or "Server is shutting down"
-        if self._waiting and not self.stream.closed:
+        if self.stream.closed:
+            self.stream.hang_up()  # it need not linger
+        elif self._waiting:
             self._farewell(self._ending)
-            self.stream.hang_up()
 
     def hang_up(self) -> None:
         self.stream.hang_up()
@@ -117,11 +119,10 @@ class Session:
         }  # fmt: skip
 
     def _farewell(self, text: str) -> None:
-        try:
-            self.stream.write_seconds = min(5.0, self.settings.write_seconds)
-            self.stream.write(b"* BYE %b\r\n" % text.encode("ascii", "replace"))
-        except StreamError:
-            pass  # it is gone already
+        with suppress(StreamError):  # it may be gone already
+            self.stream.write_last(b"* BYE %b\r\n" % text.encode("ascii", "replace"))
+        if self._ending:
+            self.stream.hang_up()  # nobody is waited for
 
     def _serve(self) -> None:
         while True:
@@ -167,7 +168,7 @@ class Session:
         tag = command.tag.encode()
         row = COMMANDS[type(command)]
         if isinstance(command, v.Logout):
-            self.stream.write(b"* BYE Logging out\r\n%b OK LOGOUT completed\r\n" % tag)
+            self.stream.write_last(b"* BYE Logging out\r\n%b OK LOGOUT completed\r\n" % tag, expected=True)
             return False
         if self.account is not None and not self.services.accounts.enabled(self.account.account.id):
             raise Bye("The account is disabled")

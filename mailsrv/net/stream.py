@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -28,6 +29,8 @@ from mailsrv.wire.lines import DotDecoder
 READ_BYTES = 16 * 1024
 CHUNK_BYTES = 64 * 1024
 HANDSHAKE_SECONDS = 30.0
+FAREWELL_SECONDS = 5.0
+LINGER_SECONDS, LINGER_OCTETS = 2.0, 4 << 20
 _ENCODING_DER: int = _ssl.ENCODING_DER
 select_poll = get_original("select", "poll")  # asked for no time at all, it never waits
 
@@ -77,7 +80,8 @@ class Watch:
 
 class Stream:
     __slots__ = (
-        "_buffer", "_deadline", "_out", "_socket", "closed", "peer", "read_seconds", "service", "tls", "write_seconds",
+        "_buffer", "_deadline", "_lingers", "_out", "_socket", "closed", "peer", "read_seconds", "service", "tls",
+        "write_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +95,7 @@ class Stream:
         self._deadline: float | None = None
         self.tls = isinstance(sock, ssl.SSLSocket)
         self.closed = False
+        self._lingers = False
 
     # -------------------------------------------------------------- reading
 
@@ -236,6 +241,18 @@ class Stream:
         if self._out:
             self.write(b"")
 
+    def write_last(self, data: bytes, *, expected: bool = False) -> None:
+        """Last words: nothing is written after them, and `close` lets the peer read them whatever it still sends.
+        `expected`: the peer asked for the end, and is not waited for unless something of it is unread.
+        """
+        self.write_seconds = min(FAREWELL_SECONDS, self.write_seconds)
+        self.write(data)
+        self._lingers = not (expected and self.quiet)
+        if isinstance(self._socket, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                self._socket.settimeout(0)
+                self._socket.unwrap()  # close_notify; the peer's is not waited for (RFC 8446 6.1)
+
     # -------------------------------------------------------------- life
 
     def start_tls(self, context: ssl.SSLContext) -> None:
@@ -288,24 +305,40 @@ class Stream:
         return Watch(self._socket.fileno(), callback)
 
     def hang_up(self) -> None:
-        """End the dialogue from another greenlet: whoever reads the connection finds it closed and cleans up."""
-        try:
+        """End the dialogue from another greenlet: whoever reads the connection, or lingers, finds it closed and cleans
+        up.
+        """
+        with suppress(OSError, ValueError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except (OSError, ValueError):
-            pass
 
     def close(self) -> None:
         """End the connection; safe from any greenlet, and twice."""
         if self.closed:
             return
         self.closed = True
-        self.hang_up()
-        try:
-            self._socket.close()
-        except OSError:
-            pass
         self._buffer = b""
         self._out = None
+        try:
+            if self._lingers:
+                self._linger()
+        finally:
+            self.hang_up()
+            with suppress(OSError):
+                self._socket.close()
+
+    def _linger(self) -> None:
+        """Read on for a while and forget it. Closing while anything is unread, or arrives later, makes the system send
+        a reset (RFC 1122 4.2.2.13), which takes along what the peer has received and not read: our last words.
+        """
+        deadline, room = time.monotonic() + LINGER_SECONDS, LINGER_OCTETS
+        with suppress(OSError, ValueError):
+            self._socket.shutdown(socket.SHUT_WR)  # inside TLS too: what comes now is not decrypted any more
+            while room > 0:
+                self._socket.settimeout(max(0.0, deadline - time.monotonic()))
+                data = self._socket.recv(CHUNK_BYTES)
+                if not data:
+                    return
+                room -= len(data)
 
 
 def handshake(sock: Any, context: ssl.SSLContext, seconds: float = HANDSHAKE_SECONDS) -> Any:

@@ -15,6 +15,7 @@ import binascii
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Flag, auto
 from typing import Any
@@ -177,9 +178,10 @@ class Session:
             self._ending = Reply(421, "4.7.0", f"{host} {text}")
         else:
             self._ending = Reply(421, "4.3.2", f"{host} Shutting down, try again later")
-        if self._waiting and not self.stream.closed:
+        if self.stream.closed:
+            self.stream.hang_up()  # it need not linger
+        elif self._waiting:
             self._last_words(self._ending)
-            self.stream.hang_up()
 
     def hang_up(self) -> None:
         self.stream.hang_up()
@@ -199,11 +201,10 @@ class Session:
         return reply
 
     def _last_words(self, reply: Reply) -> None:
-        try:
-            self.stream.write_seconds = min(5.0, self.settings.write_seconds)
-            self.stream.write(self._counted(reply).encode())
-        except StreamError:
-            pass  # it is gone already
+        with suppress(StreamError):  # it may be gone already
+            self.stream.write_last(self._counted(reply).encode(), expected=reply.code == 221)
+        if self._ending is not None:
+            self.stream.hang_up()  # nobody is waited for
 
     @property
     def _service(self) -> str:

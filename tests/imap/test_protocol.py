@@ -214,6 +214,16 @@ def test_too_many_errors_end_a_session(serving, dial):
     assert rest.count(b" BAD ") <= 30
 
 
+@pytest.mark.parametrize("service", ["imap", "imaps"])
+def test_the_farewell_reaches_a_client_that_reads_only_afterwards(serving, dial, service):
+    for _ in range(10):
+        client = dial(serving, service=service)
+        client.send("x NONSENSE\r\n" * 9000)  # 100 KB
+        rest = client.rest()
+        assert b"\r\n* BYE Too many errors\r\n" in rest and rest.count(b" BAD ") <= 20
+        client.close()
+
+
 def test_r43_pipelined_commands_run_in_order(serving, dial):
     client = dial(serving, "ann")
     commands = [

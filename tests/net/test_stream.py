@@ -2,12 +2,15 @@
 
 import socket
 import ssl
+import time
+from contextlib import suppress
 
 import gevent
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mailsrv.net import stream as stream_module
 from mailsrv.net.stream import ConnectionLost, DeadlineExceeded, LimitExceeded, Stream, handshake
 from mailsrv.wire.errors import WireError
 from mailsrv.wire.lines import DotDecoder
@@ -208,3 +211,87 @@ def test_watch_fires_once_for_data_and_for_the_end(pair):
     watch.stop()
     assert fired == [1]
     assert stream.read_line(10) == b"x" and stream.pending
+
+
+# ------------------------------------------------------------------ last words
+
+
+@pytest.fixture(params=["clear", "tls"])
+def connect(request, authority, certificate):
+    """Pairs of a stream and the client's socket, over TCP."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    server.load_cert_chain(*certificate)
+    authority.configure_trust(client)
+    made = []
+
+    def make():
+        theirs = socket.create_connection(listening.getsockname(), timeout=10)
+        ours, _ = listening.accept()
+        if request.param == "tls":
+            secured = gevent.spawn(handshake, ours, server)
+            theirs = client.wrap_socket(theirs, server_hostname="localhost")
+            ours = secured.get()
+        made.extend((ours, theirs))
+        return Stream(ours, "peer", read_seconds=10, write_seconds=10), theirs
+
+    yield make
+    for sock in (*made, listening):
+        sock.close()
+
+
+def test_last_words_reach_a_peer_that_still_talks(connect, told_the_end):
+    for number in range(30):
+        stream, peer = connect()
+        peer.sendall(b"x\r\n" * 1000)
+        assert stream.read_line(100) == b"x"
+        stream.write_last(b"bye %d\r\n" % number)
+        ending = gevent.spawn(stream.close)
+        peer.sendall(b"y\r\n" * 30_000)  # 90 KB more before it reads
+        told_the_end(peer)
+        assert peer.makefile("rb").read() == b"bye %d\r\n" % number
+        peer.close()
+        ending.join(1)
+        assert ending.dead, "the stream lingers although the peer has gone"
+
+
+def test_last_words_that_were_asked_for_wait_for_nobody(connect):
+    stream, peer = connect()
+    peer.sendall(b"QUIT\r\n")
+    stream.read_line(100)
+    stream.write_last(b"bye\r\n", expected=True)
+    begun = time.monotonic()
+    stream.close()  # while the peer is still there
+    assert time.monotonic() - begun < stream_module.LINGER_SECONDS / 2
+    assert peer.makefile("rb").read() == b"bye\r\n"
+
+
+@pytest.mark.parametrize("talks", [True, False])
+def test_lingering_is_bounded_in_time_and_octets(connect, monkeypatch, talks):
+    monkeypatch.setattr(stream_module, "LINGER_SECONDS", 30.0 if talks else 0.2)
+    stream, peer = connect()
+    stream.write_last(b"bye\r\n")
+
+    def talk():
+        with suppress(OSError):
+            while True:
+                peer.sendall(b"x" * 65536)
+
+    talking = gevent.spawn(talk) if talks else None
+    begun = time.monotonic()
+    stream.close()
+    assert time.monotonic() - begun < 15
+    if talking is not None:
+        talking.join(10)
+        assert talking.dead
+
+
+def test_hanging_up_ends_lingering(connect):
+    stream, peer = connect()
+    stream.write_last(b"bye\r\n")
+    ending = gevent.spawn(stream.close)
+    gevent.sleep(0)
+    stream.hang_up()
+    ending.join(stream_module.LINGER_SECONDS / 2)
+    assert ending.dead
+    assert peer.makefile("rb").read() == b"bye\r\n"

@@ -423,3 +423,14 @@ def test_every_session_leaves_nothing_behind(serving):
             gevent.sleep(0.01)
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Session)]
+
+
+@pytest.mark.parametrize("service", ["smtp", "submissions"])
+def test_the_farewell_reaches_a_client_that_reads_only_afterwards(serving, dial, told_the_end, service):
+    for _ in range(10):
+        client = dial(serving, service, hello=False)
+        client.send(b"EHLO c\r\n" + b"NOOP\r\n" * 9000)
+        told_the_end(client.sock)
+        client.send(b"NOOP\r\n" * 9000)  # 100 KB in all
+        assert client.rest() == b"554 5.5.0 Wait for the reply to EHLO\r\n"
+        client.close()
