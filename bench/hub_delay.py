@@ -59,7 +59,7 @@ def prepare(directory: str, messages: int) -> tuple[str, int, int]:
         "smtp": {"listen": [f"127.0.0.1:{smtp}"]},
         "imap": {"listen": [f"127.0.0.1:{imap}"], "allow_plaintext_login": True},
         **{name: {"listen": []} for name in ("submission", "submissions", "imaps")},
-        "limits": {"connections_per_address": 1000},
+        "limits": {"connections_per_address": 1000, "connections_per_user": 1000},
         "log": {"hub_delay": True, "file": f"{directory}/log"},
     }
     with open(path, "w") as file:

@@ -46,6 +46,10 @@ class Config:
         return f"{self['server.data_dir']}/accounts.sqlite3"
 
     @property
+    def throttle_path(self) -> str:
+        return f"{self['server.data_dir']}/throttle.sqlite3"
+
+    @property
     def mail_root(self) -> str:
         return f"{self['server.data_dir']}/mail"
 

@@ -30,6 +30,7 @@ from mailsrv.config import Config
 from mailsrv.control import Control
 from mailsrv.imap import context as imap_context
 from mailsrv.imap.session import Session as ImapSession
+from mailsrv.mail import throttle
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.bus import Bus
 from mailsrv.mail.intake import Intake
@@ -37,10 +38,13 @@ from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.passwords import Passwords
 from mailsrv.mail.srs import Rewriter
+from mailsrv.mail.throttle import Throttle
 from mailsrv.mail.upkeep import Upkeep
 from mailsrv.mail.watch import Watch
 from mailsrv.net import listener, tls
 from mailsrv.net.stream import Stream
+from mailsrv.net.tally import Shared, Tally
+from mailsrv.networks import Networks
 from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
 from mailsrv.vitals import Vitals
@@ -55,8 +59,23 @@ TURN_SECONDS = 0.05
 RETRY_SECONDS = 10.0
 IMPLICIT_TLS = ("submissions", "imaps")
 SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
-_SMTP_FAREWELL = b"421 4.7.0 Too many connections, try again later\r\n"
-_IMAP_FAREWELL = b"* BYE [LIMIT] Too many connections, try again later\r\n"
+
+
+def throttle_limits(config: Config) -> throttle.Limits:
+    return throttle.Limits(
+        config["limits.login_failures"],
+        config["limits.login_pause_seconds"],
+        config["limits.unknown_recipients"],
+        Networks(config["limits.trusted_networks"]),
+    )
+
+
+def _smtp_farewell(reason: str) -> bytes:
+    return b"421 4.7.0 %b\r\n" % reason.encode()
+
+
+def _imap_farewell(reason: str) -> bytes:
+    return b"* BYE [LIMIT] %b\r\n" % reason.encode()
 
 
 class StartError(Exception):
@@ -140,7 +159,7 @@ def raise_descriptor_limit() -> None:
 
 class Server:
     """The process `name`, with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names
-    in PARTS. `beat` is called while the event loop turns.
+    in PARTS. `beat` is called while the event loop turns. `tally`: connections, counted with the other workers.
     """
 
     def __init__(
@@ -154,6 +173,7 @@ class Server:
         leads: bool = True,
         parts: Sequence[str] = (),
         beat: Callable[[], None] = lambda: None,
+        tally: Tally | None = None,
     ) -> None:
         self.config = config
         self._beat = beat
@@ -162,7 +182,9 @@ class Server:
         self._ticker: gevent.Greenlet | None = None
         rewriter = Rewriter(f"{config['server.data_dir']}/srs") if config["forwarding.srs"] else None
         self.accounts = Accounts(config.accounts_path, config.mail_root, rewriter)
-        self.passwords = Passwords(self.accounts)
+        self.tally = tally if tally is not None else Tally(Shared())
+        self.throttle = Throttle(config.throttle_path, throttle_limits(config), self.tally.secret)
+        self.passwords = Passwords(self.accounts, self.throttle)
         self.registry = Registry()
         self.watch = Watch()
         self.mailboxes = Mailboxes(
@@ -177,7 +199,12 @@ class Server:
         self.bus = Bus(config["server.run_dir"], str(os.getpid()), self.registry)
         self.control = Control(config["server.run_dir"], name)
         admission = listener.Admission(
-            listener.Limits(config["limits.connections"], config["limits.connections_per_address"])
+            listener.Limits(
+                config["limits.connections"],
+                config["limits.connections_per_address"],
+                Networks(config["limits.trusted_networks"]),
+            ),
+            self.tally,
         )
         makers: dict[str, Callable[[Stream], listener.Conversation]] = {
             "smtp": self._smtp_maker(context, submission=False),
@@ -192,7 +219,7 @@ class Server:
                 one.service,
                 makers[one.service],
                 admission,
-                farewell=_IMAP_FAREWELL if one.service.startswith("imap") else _SMTP_FAREWELL,
+                farewell=_imap_farewell if one.service.startswith("imap") else _smtp_farewell,
                 tls_context=(lambda: context) if one.service in IMPLICIT_TLS else (lambda: None),
             )
             for one in bound
@@ -210,6 +237,10 @@ class Server:
             write_seconds=config["limits.write_seconds"],
             least_rate=config["smtp.bytes_per_second"],
             hops=config["smtp.hops"],
+            errors_delayed=(config["limits.errors"] + 1) // 2,
+            errors=config["limits.errors"],
+            idle_commands=config["limits.commands_without_mail"],
+            connections_per_user=config["limits.connections_per_user"],
             normalize_newlines=config["smtp.bare_newline"] == "normalize",
             save_sent=config["submission.save_sent"],
         )
@@ -221,6 +252,8 @@ class Server:
             submission,
             context,
             settings,
+            self.tally,
+            self.throttle,
         )
         return lambda stream: smtp.Session(stream, services)
 
@@ -233,9 +266,11 @@ class Server:
             heartbeat_seconds=config["imap.heartbeat_seconds"],
             message_bytes=config["smtp.message_bytes"],
             allow_plaintext_login=config["imap.allow_plaintext_login"],
+            errors=config["limits.errors"],
+            connections_per_user=config["limits.connections_per_user"],
         )
         services = imap_context.Services(
-            self.accounts, self.passwords, self.mailboxes, config["server.hostname"], context, settings
+            self.accounts, self.passwords, self.mailboxes, config["server.hostname"], context, settings, self.tally
         )
         return lambda stream: ImapSession(stream, services)
 
@@ -307,6 +342,7 @@ class Server:
         self.watch.close()
         self.bus.close()
         self.mailboxes.close_all()
+        self.throttle.close()
         self.accounts.close()
         log.info("stopped")
 

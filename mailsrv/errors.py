@@ -64,6 +64,14 @@ class AuthenticationFailed(MailError):
     """Wrong name or password, or a disabled account: never said which."""
 
 
+class LoginThrottled(MailError):
+    """After too many failures an attempt has to wait; the text says how long."""
+
+    def __init__(self, wait_seconds: float = 0.0, text: str = "Wait before you try again") -> None:
+        super().__init__(text)
+        self.wait_seconds = wait_seconds
+
+
 class DomainExists(MailError):
     """The domain is there already."""
 

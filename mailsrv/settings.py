@@ -7,6 +7,7 @@ Imports: gevent.monkey.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Callable
@@ -156,6 +157,15 @@ def _read_listen(value: Any) -> tuple[tuple[str, int], ...]:
         raise Wrong(LISTEN.expects) from None
 
 
+def _read_networks(value: Any) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise Wrong(NETWORKS.expects)
+    try:
+        return tuple(ipaddress.ip_network(item) for item in value)
+    except ValueError as wrong:
+        raise Wrong(f"{NETWORKS.expects} ({wrong})") from None
+
+
 def _read_workers(value: Any) -> int:
     if value == "auto":
         return min(os.cpu_count() or 1, 64)
@@ -171,6 +181,7 @@ OPTIONAL_PATH = Kind("an absolute path, or nothing", _read_optional_path)
 ADDRESS = Kind("an address such as postmaster@example.org, or nothing", _read_address)
 HOST = Kind("a host name such as mx.example.org", _read_host)
 LISTEN = Kind('a list of "host:port", such as ["0.0.0.0:25", "[::]:25"]', _read_listen)
+NETWORKS = Kind('a list of networks, such as ["127.0.0.0/8", "2001:db8::/48"]', _read_networks)
 WORKERS = Kind("auto, or a whole number from 1 to 64", _read_workers)
 
 MIB = 1024 * 1024
@@ -205,7 +216,7 @@ SECTIONS = {
     "imaps": "Reading mail, with TLS from the first octet.",
     "forwarding": "Mail that an alias or a catch-all leads to other servers.",
     "queue": "Mail on its way to other servers: when it is tried, and when it is given up.",
-    "limits": "How many connections there may be.",
+    "limits": "What one client may ask for. Who has to wait now: mailsrv limits list.",
     "log": "One event, one line.",
 }
 
@@ -266,8 +277,23 @@ SETTINGS = (
     Setting("queue.return_bytes", _whole(0, 100 * MIB, "octets"), 50_000, "Messages up to this size are returned whole "
             "when they cannot be delivered, of others the header."),
     Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
-    Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 100, "Connections of one worker from one IP "
-            "address. An office behind one address has many."),
+    Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 50, "Connections from one IP address (of IPv6: "
+            "from one /64), all services and workers. An office behind one address has many."),
+    Setting("limits.connections_per_user", _whole(1, 1_000_000, ""), 50, "Connections of one user who has "
+            "logged in, all services and workers. A mail program opens up to ten."),
+    Setting("limits.login_failures", _whole(1, 1000, ""), 3, "Wrong passwords without a pause, from one network "
+            "(/24, of IPv6 /64) and for one user. From then on each doubles the pause; the same one again does "
+            "not count."),
+    Setting("limits.login_pause_seconds", _number(1, 86_400, "seconds"), 900, "The longest such pause. A user's own "
+            "addresses of the last 30 days never have one because of others."),
+    Setting("limits.unknown_recipients", _whole(1, 1_000_000, ""), 100, "Recipients unknown here that one address may "
+            "ask for in an hour, before its mail is put off: who guesses addresses learns little."),
+    Setting("limits.errors", _whole(3, 1000, ""), 20, "Refused commands in a row after which a connection is ended; "
+            "from half of them on, answers to mail clients slow down."),
+    Setting("limits.commands_without_mail", _whole(10, 100_000, ""), 100, "Commands such as NOOP that an SMTP client "
+            "may send in a row without a message."),
+    Setting("limits.trusted_networks", NETWORKS, ["127.0.0.0/8", "::1/128"], "Where all users may come from at "
+            "once, such as a webmail's host: no limit for one address there, and no pause for the network."),
     Setting("limits.write_seconds", _number(1, 600, "seconds"), 60, "A client that does not read for this long while "
             "something is sent to it is cut off."),
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),

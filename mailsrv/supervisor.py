@@ -26,6 +26,7 @@ from mailsrv import log
 from mailsrv.config import Config
 from mailsrv.daemon import PARTS, Bound, Server, StartError, bind_all, raise_descriptor_limit, tls_context
 from mailsrv.heartbeat import Heartbeats
+from mailsrv.net.tally import Shared, Tally
 
 _fork = get_original("os", "fork")
 _waitpid = get_original("os", "waitpid")
@@ -127,11 +128,14 @@ class Child:
 
 def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None) -> Iterator[Child]:
     """The workers, and one child for each part."""
+    shared = Shared(config["server.workers"])
     for number in range(config["server.workers"]):
 
         def work(beat: Callable[[], None], restarts: int, number: int = number) -> None:
-            name = f"worker-{number}"
-            Server(config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat).run()
+            name, tally = f"worker-{number}", Tally(shared, number)
+            Server(
+                config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat, tally=tally
+            ).run()
 
         yield Child(f"worker-{number}", work)
     for part in PARTS:

@@ -47,6 +47,9 @@ _mailsrv() {
             'queue remove') path='queue remove' ;;
             'queue bounce') path='queue bounce' ;;
             'queue stats') path='queue stats' ;;
+            ' limits') path='limits' ;;
+            'limits list') path='limits list' ;;
+            'limits clear') path='limits clear' ;;
         esac
     done
     case "$path:$previous" in
@@ -147,9 +150,12 @@ _mailsrv() {
         'queue stats:--older-than') COMPREPLY=(); return ;;
         'queue stats:--newer-than') COMPREPLY=(); return ;;
         'queue stats:--limit') COMPREPLY=(); return ;;
+        'limits:-c'|'limits:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'limits list:-c'|'limits list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'limits clear:-c'|'limits clear:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -193,6 +199,9 @@ _mailsrv() {
         'queue remove') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
         'queue bounce') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --all' ;;
         'queue stats') words='-h --help -c --config --json --sender --recipient --domain --older-than --newer-than --held --limit' ;;
+        'limits') words='list clear -h --help -c --config --json' ;;
+        'limits list') words='-h --help -c --config --json' ;;
+        'limits clear') words='-h --help -c --config --json --all' ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ ${#COMPREPLY[@]} -gt 0 || $cur == -* ]] || COMPREPLY=($(compgen -f -- "$cur"))

@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 from mailsrv import __version__, counters, log
-from mailsrv.errors import AuthenticationFailed
+from mailsrv.errors import AuthenticationFailed, LoginThrottled
 from mailsrv.imap.context import Bye, Completed, Refused, State
+from mailsrv.mail.passwords import Caller
 from mailsrv.net.stream import LimitExceeded
 from mailsrv.wire import imap_values as v
 from mailsrv.wire import sasl
@@ -120,16 +121,28 @@ def _require_privacy(session: Session) -> None:
 
 def _log_in(session: Session, method: str, user: str, password: str) -> str:
     try:
-        account = session.services.passwords.authenticate(user, password)
+        account = session.services.passwords.authenticate(user, password, Caller(session.stream.peer, "imap", method))
     except AuthenticationFailed:
         session.failures += 1
         counters.logins.add(session.stream.service, "failed")
-        # The address stands before anything the client chose (S21): fail2ban reads this line.
-        log.warning("auth failed", rip=session.stream.peer, service="imap", method=method, user=user)
         time.sleep(session.settings.failure_delay_seconds)
         if session.failures >= session.settings.login_failures:
-            raise Bye("Too many failed logins") from None
+            raise Bye("Too many failed logins on this connection; check user name and password") from None
         raise
+    except LoginThrottled as throttled:
+        session.failures += 1
+        counters.logins.add(session.stream.service, "put off")
+        time.sleep(session.settings.failure_delay_seconds)
+        if session.failures >= session.settings.login_failures:
+            raise Bye(f"[UNAVAILABLE] {throttled}") from None
+        raise
+    if not session.enter(account):
+        counters.logins.add(session.stream.service, "put off")
+        log.warning("too many connections of a user", peer=session.stream.peer, user=str(account.address))
+        raise Refused(
+            f"[LIMIT] {account.address} has {session.settings.connections_per_user} connections, the most allowed; "
+            "close a mail program on another device, or try again later"
+        )
     counters.logins.add(session.stream.service, "ok")
     session.account = session.services.mailboxes.account(account)
     session.state = State.AUTHENTICATED

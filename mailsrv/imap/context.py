@@ -1,6 +1,6 @@
 """What a session and its handlers share: the states, the settings, the services, and the ways a handler ends.
 
-Imports: mail.    RFC 3501 3.
+Imports: mail, net.tally.    RFC 3501 3.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from enum import Flag, auto
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.passwords import Passwords
+from mailsrv.net.tally import Shared, Tally
 
 
 class State(Flag):
@@ -32,6 +33,8 @@ class ImapSettings:
     login_failures: int = 5
     failure_delay_seconds: float = 2.0
     allow_plaintext_login: bool = False
+    errors: int = 20
+    connections_per_user: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Services:
     hostname: str
     tls_context: ssl.SSLContext | None = None
     settings: ImapSettings = field(default_factory=ImapSettings)
+    tally: Tally = field(default_factory=lambda: Tally(Shared()))  # connections of each user
 
 
 class Refused(Exception):

@@ -21,6 +21,7 @@ CODES: dict[type[errors.MailError], str] = {
     errors.RelayDenied: "CANNOT",
     errors.SenderRefused: "NOPERM",
     errors.AuthenticationFailed: "AUTHENTICATIONFAILED",
+    errors.LoginThrottled: "UNAVAILABLE",  # not AUTHENTICATIONFAILED: the password may well be right
     errors.DomainExists: "ALREADYEXISTS",
     errors.DomainNotFound: "NONEXISTENT",
     errors.AccountExists: "ALREADYEXISTS",

@@ -26,10 +26,9 @@ from mailsrv.imap.responses import refusal
 from mailsrv.imap.view import View, ViewBroken
 from mailsrv.mail.mailbox import AccountMail
 from mailsrv.net.stream import DeadlineExceeded, Stream, StreamError
+from mailsrv.values import Account
 from mailsrv.wire import imap_values as v
 from mailsrv.wire.errors import BadCharset, WireError
-
-MOST_ERRORS = 20
 
 NOBODY = State.NOT_AUTHENTICATED
 SOMEBODY = State.AUTHENTICATED | State.SELECTED
@@ -49,8 +48,8 @@ class Row:
 
 class Session:
     __slots__ = (
-        "_begun_at", "_ending", "_errors", "_waiting", "account", "client", "failures", "id", "idling_since",
-        "services", "settings", "state", "stream", "view", "wake",
+        "_begun_at", "_ending", "_errors", "_login_by", "_waiting", "account", "client", "failures", "id",
+        "idling_since", "services", "settings", "state", "stream", "view", "wake",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, services: Services) -> None:
@@ -64,6 +63,7 @@ class Session:
         self.client = ""  # what it calls itself (RFC 2971)
         self.idling_since = 0.0
         self._begun_at = time.time()
+        self._login_by = time.monotonic() + self.settings.login_seconds
         self._errors = 0
         self._waiting = False
         self._ending = ""  # the last words, once somebody wants it to end
@@ -93,6 +93,7 @@ class Session:
             self.leave_mailbox()
             self.stream.close()
             if self.account is not None:
+                self.services.tally.leave(_user_key(self.account.account))
                 log.info("logout", session=self.id, user=str(self.account.account.address))
 
     def stop(self, text: str = "") -> None:
@@ -141,10 +142,14 @@ class Session:
         self.stream.read_seconds = self.settings.idle_seconds if logged_in else self.settings.login_seconds
         limits: Limits = AFTER_LOGIN if logged_in else BEFORE_LOGIN
         if not logged_in:
-            # All of a login within its time, however slowly it is typed.
-            self.stream.set_deadline(self.settings.login_seconds)
+            # All before a login within one time, however slowly it is typed and whatever else is asked (S16).
+            self.stream.set_deadline(self._login_by - time.monotonic())
         with self.waiting():
             return read_command(self.stream, limits)
+
+    def enter(self, account: Account) -> bool:
+        """Count the connection as the user's; False if the user has too many."""
+        return self.services.tally.enter(_user_key(account), self.settings.connections_per_user)
 
     def waiting(self) -> _Waiting:
         """While inside, the session only waits for its client and may be ended by `stop`."""
@@ -159,7 +164,7 @@ class Session:
             return
         text = "".join(char if " " <= char <= "~" else "?" for char in error.message)[:200]
         self.stream.write(b"%b BAD %b\r\n" % (tag, text.encode()))
-        if self._errors >= MOST_ERRORS:
+        if self._errors >= self.settings.errors:
             log.info("too many errors", session=self.id, peer=self.stream.peer)
             raise Bye("Too many errors")
 
@@ -197,7 +202,7 @@ class Session:
         counters.imap_commands.add(name, word)
         if not isinstance(command, v.Idle):
             counters.imap_seconds.observe(time.perf_counter() - begun, name)
-        if self._errors >= MOST_ERRORS:
+        if self._errors >= self.settings.errors:
             raise Bye("Too many errors")
         self.stream.write(b"%b %b %b\r\n" % (tag, word.encode(), completion.encode("utf-8", "replace")))
         return True
@@ -260,6 +265,10 @@ class _Waiting:
     def __exit__(self, *_: object) -> None:
         self._session._waiting = False
         self._session.stream.set_deadline(None)
+
+
+def _user_key(account: Account) -> str:
+    return f"user {account.id}"
 
 
 def _not_now(row: Row, state: State) -> str:

@@ -3,9 +3,10 @@
 Nothing expensive happens on the hub: argon2 and bcrypt release the interpreter and run in the thread pool, two at a
 time; schemes computed in Python run in a short-lived helper process. A verified password is remembered for some
 minutes under a key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run
-and gets the same answer.
+and gets the same answer. How often somebody may fail is `mail.throttle`'s to say.
 
-Imports: mail.accounts, store.files (the pool), log, errors, values.    RFC 9106 (argon2), OWASP password storage.
+Imports: mail.accounts, mail.throttle, store.files (the pool), log, errors, values.
+RFC 9106 (argon2), OWASP password storage.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ import signal
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 
 from mailsrv import log
-from mailsrv.errors import AddressInvalid, AuthenticationFailed, MailError
+from mailsrv.errors import AddressInvalid, AuthenticationFailed, LoginThrottled, MailError
 from mailsrv.mail.accounts import Accounts, User
+from mailsrv.mail.throttle import Throttle
 from mailsrv.store.files import offload
 from mailsrv.values import Account
 
 SHORTEST, LONGEST = 8, 128
+LONGEST_NAME = 320
 MEMORY_KIB, PASSES, LANES = 19 * 1024, 2, 1  # OWASP's floor for argon2id; 25 ms on one core
 REMEMBERED_SECONDS = 300
 MOST_REMEMBERED = 10_000
@@ -189,42 +194,87 @@ def _end(pid: int) -> None:
         pass  # somebody else in this process waited for all its children
 
 
-class Passwords:
-    """Authentication for the sessions of one process."""
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Where an attempt comes from: the peer's address, the service and the mechanism, for the log and the limits."""
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+    peer: str = "127.0.0.1"
+    service: str = "internal"
+    method: str = "PLAIN"
+
+
+class Passwords:
+    """Authentication for the sessions of one process. `throttle` has failures wait; None for no limits."""
+
+    def __init__(self, accounts: Accounts, throttle: Throttle | None = None) -> None:
+        self._accounts, self._throttle = accounts, throttle
         self._key = os.urandom(32)
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
         self._at_once = BoundedSemaphore(AT_ONCE)
         self._dummy: str | None = None
         self.verifications = 0
 
-    def authenticate(self, name: str, password: str) -> Account:
-        """The account of the user; raises AuthenticationFailed, which never says what was wrong."""
+    def authenticate(self, name: str, password: str, caller: Caller = Caller()) -> Account:
+        """The account of the user; raises AuthenticationFailed, which never says what was wrong, or LoginThrottled."""
         user = self._accounts.by_login(name) if len(name) <= 320 and len(password) <= 1024 else None
+        whose = str(user.account.address) if user is not None else name.strip().lower()[:LONGEST_NAME]
+        try:
+            account = self._account(user, password, lambda: self._check(whose, caller))
+        except AuthenticationFailed:
+            self._failed(whose, name, password, caller)
+            raise
+        except LoginThrottled as throttled:
+            log.warning(
+                "auth put off", rip=caller.peer, service=caller.service, method=caller.method,
+                wait_s=round(throttled.wait_seconds), user=name,
+            )  # fmt: skip
+            raise
+        if self._throttle is not None and self._throttle.news(whose, caller.peer):
+            offload(self._throttle.succeeded, whose, caller.peer)
+        return account
+
+    def _account(self, user: User | None, password: str, check: Callable[[], None]) -> Account:
+        # Before a remembered password is looked up too: else that would tell the right one from others meanwhile.
+        check()
         if user is None or not user.enabled:
-            self._verify_nobody(password[:LONGEST])
+            self._verify_nobody(password[:LONGEST], check)
             raise AuthenticationFailed("Wrong user name or password")
         ticket = self._ticket(user, password)
         if self._is_remembered(ticket):
             return user.account
-        if not self._verified(password, user.hash):
+        if not self._verified(password, user.hash, check):
             raise AuthenticationFailed("Wrong user name or password")
         self._remember(ticket)
         if not user.hash.startswith(CURRENT):
             self._upgrade(user, password)
         return user.account
 
-    def _verified(self, password: str, stored: str) -> bool:
-        self.verifications += 1
+    def _check(self, whose: str, caller: Caller) -> None:
+        if self._throttle is not None:
+            self._throttle.check(whose, caller.peer)
+
+    def _failed(self, whose: str, name: str, password: str, caller: Caller) -> None:
+        """Count it and say so. The line is what fail2ban reads: the address stands before anything that the client
+        chose (S21), and a wrong password that was tried before is marked, since an old telephone repeats it all day.
+        """
+        repeated = self._throttle is not None and offload(self._throttle.failed, whose, caller.peer, password)
+        log.warning(
+            "auth failed", rip=caller.peer, service=caller.service, method=caller.method,
+            repeated="yes" if repeated else "no", user=name,
+        )  # fmt: skip
+
+    def _verified(self, password: str, stored: str, check: Callable[[], None]) -> bool:
         if split_scheme(stored)[0] in ("PLAIN", "CLEARTEXT"):
+            self.verifications += 1
             return verify(password, stored)  # nothing to wait for
         with self._at_once:
+            check()  # again: those that waited here with it may have failed meanwhile
+            self.verifications += 1
             return offload(verify, password, stored)
 
-    def _verify_nobody(self, password: str) -> None:
+    def _verify_nobody(self, password: str, check: Callable[[], None]) -> None:
         with self._at_once:
+            check()
             self.verifications += 1
             if self._dummy is None:
                 self._dummy = offload(hash_password, os.urandom(16).hex())

@@ -3,7 +3,7 @@
 Over a limit a connection is told so and closed, never left waiting in silence. A TLS handshake happens in the
 connection's own greenlet under its own timer: stalled ones cost a descriptor each and nobody's time.
 
-Imports: net.stream, log, gevent.
+Imports: net.stream, net.tally, networks, log, gevent.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import errno
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gevent
@@ -22,6 +21,8 @@ from gevent.pool import Group
 
 from mailsrv import counters, log
 from mailsrv.net.stream import Stream, StreamError, handshake
+from mailsrv.net.tally import Shared, Tally
+from mailsrv.networks import Networks, address_of
 
 BACKLOG = 1024
 PAUSE_SECONDS = 0.1
@@ -44,32 +45,37 @@ class Conversation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections, in total and from one address."""
+    """How many connections: in a worker, from one address over all workers (not counted for `trusted` networks)."""
 
     connections: int = 10_000
-    per_address: int = 100
+    per_address: int = 50
+    trusted: Networks = field(default_factory=Networks)
 
 
 class Admission:
-    """Counts the connections of a process over all its listeners."""
+    """Counts the connections of a process over all its listeners, and with the other workers those of an address."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tally: Tally | None = None) -> None:
         self.limits = limits
         self.total = 0
-        self.by_address: Counter[str] = Counter()
+        self.tally = tally if tally is not None else Tally(Shared())
 
-    def enter(self, peer: str) -> bool:
-        if self.total >= self.limits.connections or self.by_address[peer] >= self.limits.per_address:
-            return False
+    def enter(self, peer: str) -> str | None:
+        """None when the connection is counted; else why there is no room for it, for the client to read."""
+        if self.total >= self.limits.connections:
+            return "The server has all the connections it can serve; try again in some minutes"
+        if peer not in self.limits.trusted and not self.tally.enter(address_of(peer), self.limits.per_address):
+            return (
+                f"Your address has {self.limits.per_address} connections, the most allowed; "
+                "try again when some are closed"
+            )
         self.total += 1
-        self.by_address[peer] += 1
-        return True
+        return None
 
     def leave(self, peer: str) -> None:
         self.total -= 1
-        self.by_address[peer] -= 1
-        if not self.by_address[peer]:
-            del self.by_address[peer]
+        if peer not in self.limits.trusted:
+            self.tally.leave(address_of(peer))
 
 
 def bind(address: tuple[str, int]) -> socket.socket:
@@ -103,7 +109,7 @@ class Listener:
         make: Callable[[Stream], Conversation],
         admission: Admission,
         *,
-        farewell: bytes,
+        farewell: Callable[[str], bytes],
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         self.service = service
@@ -135,18 +141,19 @@ class Listener:
                     gevent.sleep(PAUSE_SECONDS)
                 continue
             peer = address[0].removeprefix("::ffff:")
-            if not self._admission.enter(peer):
-                self._refuse(sock, peer)
+            reason = self._admission.enter(peer)
+            if reason is not None:
+                self._refuse(sock, peer, reason)
                 continue
             self._connections.spawn(self._serve, sock, peer)
 
-    def _refuse(self, sock: Any, peer: str) -> None:
+    def _refuse(self, sock: Any, peer: str, reason: str) -> None:
         counters.connections_refused.add(self.service, "limit")
-        log.warning("too many connections", service=self.service, peer=peer)
+        log.warning("too many connections", service=self.service, peer=peer, reason=reason)
         try:
             sock.setblocking(False)
             if self._tls_context() is None:
-                sock.send(self._farewell)
+                sock.send(self._farewell(reason))
         except OSError:
             pass
         finally:

@@ -16,6 +16,7 @@ REPLIES: dict[type[errors.MailError], Reply] = {
     errors.MessageRefused: Reply(554, "5.7.1", "The message is refused"),
     errors.SenderRefused: Reply(553, "5.7.1", "You may not send as this address"),
     errors.AuthenticationFailed: Reply(535, "5.7.8", "Wrong user name or password"),
+    errors.LoginThrottled: Reply(454, "4.7.0", "Too many wrong passwords; try again later"),  # RFC 4954 6
     errors.TemporaryFailure: Reply(451, "4.3.0", "Temporary failure; try again later"),
     errors.MailboxNotFound: Reply(550, "5.1.1", "No such mailbox here"),
     errors.MailboxExists: Reply(554, "5.3.0", "The mailbox exists already"),

@@ -23,16 +23,20 @@ from typing import Any
 from mailsrv import counters, log
 from mailsrv.errors import (
     AuthenticationFailed,
+    LoginThrottled,
     MailError,
     MessageTooLarge,
+    RecipientUnknown,
     RelayDenied,
     SenderRefused,
     TemporaryFailure,
 )
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.intake import Intake, Origin, Outward, Recipient, Waiting, main_domain, new_id
-from mailsrv.mail.passwords import Passwords
+from mailsrv.mail.passwords import Caller, Passwords
+from mailsrv.mail.throttle import Throttle
 from mailsrv.net.stream import DeadlineExceeded, LimitExceeded, Stream, StreamError
+from mailsrv.net.tally import Shared, Tally
 from mailsrv.smtp.arrival import Arrival, Limits, TooLarge, Trace
 from mailsrv.smtp.replies import reply_to
 from mailsrv.values import Account, Address, Envelope
@@ -68,6 +72,7 @@ class SmtpSettings:
     hops: int = 100
     login_failures: int = 5
     failure_delay_seconds: float = 2.0
+    connections_per_user: int = 50
     normalize_newlines: bool = False
     save_sent: bool = False
 
@@ -83,6 +88,8 @@ class Services:
     submission: bool = False
     tls_context: ssl.SSLContext | None = None
     settings: SmtpSettings = field(default_factory=SmtpSettings)
+    tally: Tally = field(default_factory=lambda: Tally(Shared()))  # connections of each user
+    throttle: Throttle | None = None  # of those who ask for unknown recipients
 
 
 class Closing(Exception):
@@ -168,6 +175,8 @@ class Session:
             log.exception("session failed", session=self.id, peer=self.stream.peer)
             self._last_words(Reply(421, "4.3.0", f"{self.services.hostname} Internal error, closing connection"))
         finally:
+            if self.account is not None:
+                self.services.tally.leave(f"user {self.account.id}")
             self.stream.close()
 
     def stop(self, text: str = "") -> None:
@@ -281,6 +290,8 @@ class Session:
     def _refuse(self, error: MailError) -> None:
         reply = error.reply if isinstance(error, Refusal) else reply_to(error)
         log.info("refused", session=self.id, peer=self.stream.peer, code=reply.code, reason=str(error))
+        if isinstance(error, RecipientUnknown):
+            self._unknown_recipient(error)
         self._error(reply)
 
     def _error(self, reply: Reply) -> None:
@@ -361,24 +372,37 @@ class Session:
         try:
             if who.authorize_as:
                 raise AuthenticationFailed("Acting as another user is not offered")
-            self.account = self.services.passwords.authenticate(who.user, who.password)
+            account = self.services.passwords.authenticate(
+                who.user, who.password, Caller(self.stream.peer, self._service, method)
+            )
         except AuthenticationFailed as error:
             self._failures += 1
             counters.logins.add(self.stream.service, "failed")
-            # The address stands before anything the client chose (S21): fail2ban reads this line.
-            log.warning("auth failed", rip=self.stream.peer, service=self._service, method=method, user=who.user)
             time.sleep(self.settings.failure_delay_seconds)
             if self._failures >= self.settings.login_failures:
                 raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Too many failed logins")) from None
             self._error(reply_to(error))
             return
+        except LoginThrottled as throttled:
+            self._failures += 1
+            counters.logins.add(self.stream.service, "put off")
+            time.sleep(self.settings.failure_delay_seconds)
+            if self._failures >= self.settings.login_failures:
+                raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} {throttled}")) from None
+            raise Refusal(Reply(454, "4.7.0", str(throttled))) from None  # RFC 4954 6
         except TemporaryFailure as failure:
             counters.logins.add(self.stream.service, "not checked")
             log.warning("login not checked", session=self.id, peer=self.stream.peer, reason=str(failure))
             raise Refusal(Reply(454, "4.7.0", "Temporary failure; try again later")) from None  # RFC 4954 6
+        if not self.services.tally.enter(f"user {account.id}", self.settings.connections_per_user):
+            counters.logins.add(self.stream.service, "put off")
+            log.warning("too many connections of a user", peer=self.stream.peer, user=str(account.address))
+            most = self.settings.connections_per_user
+            raise Refusal(Reply(454, "4.7.0", f"{account.address} has {most} connections, the most allowed; try later"))
+        self.account = account
         counters.logins.add(self.stream.service, "ok")
         log.info(
-            "login", session=self.id, user=str(self.account.address), peer=self.stream.peer, service=self._service,
+            "login", session=self.id, user=str(account.address), peer=self.stream.peer, service=self._service,
             method=method,
         )  # fmt: skip
         self.reply(235, "2.7.0", "Authentication succeeded")
@@ -391,6 +415,7 @@ class Session:
             raise MessageTooLarge(f"{mail.size} octets declared")
         if not self.services.intake.has_room(2 * self.settings.message_bytes):
             raise Refusal(Reply(452, "4.3.1", "Insufficient system storage"))  # S33
+        self._require_honest(Reply(451, "4.7.1", ""))
         if self.account is not None:
             accounts = self.services.accounts
             if not accounts.enabled(self.account.id):
@@ -401,6 +426,21 @@ class Session:
         self.transaction = Transaction(mail)
         self.state = State.MAIL
         self.reply(250, "2.1.0", "Sender ok")
+
+    def _require_honest(self, reply: Reply) -> None:
+        """Whoever asked for many unknown recipients gets no more answers for a while, right or wrong (S19)."""
+        throttle = self.services.throttle
+        text = throttle.probe_refusal(self.stream.peer) if throttle is not None and self.account is None else None
+        if text is not None:
+            refusal = Reply(reply.code, reply.enhanced, text)
+            raise Closing(refusal) if reply.code == 421 else Refusal(refusal)
+
+    def _unknown_recipient(self, error: MailError) -> None:
+        """Guessing gets slower with each wrong guess, and ends."""
+        if self.services.throttle is not None and self.account is None:
+            self.services.throttle.probed(self.stream.peer, str(error))
+            time.sleep(self.settings.failure_delay_seconds * min(0.5, self._errors / 20))
+            self._require_honest(Reply(421, "4.7.1", ""))
 
     def rcpt(self, argument: str) -> None:
         transaction = self._open_transaction()
@@ -413,7 +453,7 @@ class Session:
             return
         if mail.sender is None and transaction.count:
             raise Refusal(Reply(452, "4.5.3", "A bounce has one recipient"))  # S13
-        # RecipientUnknown tells who exists, as it must (bounces would be worse); the error limit makes guessing slow
+        # RecipientUnknown tells who exists, as it must (bounces would be worse); guessing is slowed down and ended
         # (S19). Whoever has not logged in reaches other servers only where an address of ours leads there (S15).
         route = self.services.intake.route(
             address, options, anywhere=self.account is not None, null_sender=mail.sender is None

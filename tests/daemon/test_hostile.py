@@ -135,7 +135,7 @@ def test_b12_client_that_never_reads_holds_only_itself(daemon, imap):
 
 
 def test_s33_connections_over_the_limit_are_told_so(daemon):
-    server = daemon(**{"limits.connections_per_address": 5})
+    server = daemon(**{"limits.connections_per_address": 5, "limits.trusted_networks": []})
     held = [server.connect("imap") for _ in range(5)]
     assert all(sock.recv(100).startswith(b"* OK ") for sock in held)
     with server.connect("imap") as over:

@@ -41,7 +41,7 @@ def listen():
     def start(**limits):
         admission = Admission(Limits(**limits))
         sock = bind(("127.0.0.1", 0))
-        listener = Listener(sock, "test", Session, admission, farewell=b"too many\r\n")
+        listener = Listener(sock, "test", Session, admission, farewell=lambda reason: b"too many\r\n")
         listener.start()
         made.append(listener)
         return listener, admission, sock.getsockname()
@@ -79,7 +79,7 @@ def test_each_connection_its_session_and_one_that_fails_harms_no_other(listen):
     for sock, file in clients:
         sock.close()
         file.close()
-    wait_until(lambda: admission.total == 0 and not admission.by_address)
+    wait_until(lambda: admission.total == 0 and not admission.tally.mine)
     assert all(session.ended for session in Session.made)
 
 

@@ -179,7 +179,7 @@ def test_s32_s22_a_failure_is_logged_without_the_secret(submitter, events):
     client.say("AUTH PLAIN", "c2VjcmV0")
     failed = [fields for event, fields in events if event == "auth failed"]
     assert failed == [
-        {"rip": "192.0.2.7", "service": "submission", "method": method, "user": "ann@example.com"}
+        {"rip": "192.0.2.7", "service": "submission", "method": method, "repeated": "no", "user": "ann@example.com"}
         for method in ("PLAIN", "LOGIN")
     ]
     assert next(iter(failed[0])) == "rip"  # the address stands before anything the client chose
