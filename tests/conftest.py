@@ -165,3 +165,23 @@ def told_the_end() -> Callable[[socket.socket], None]:
                 gevent.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def tls_of(authority: trustme.CA) -> Callable[..., ssl.SSLContext]:
+    """`tls_of("mx.example.org")`: a server's context, with a certificate of these names by the test authority."""
+
+    def make(*names: str, by: trustme.CA = authority) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        by.issue_cert(*names).configure_cert(context)
+        return context
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The test authority's certificate."""
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)

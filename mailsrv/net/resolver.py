@@ -140,8 +140,10 @@ class Resolver:
             secure = secure and self.trusted and bool(answer.response.flags & dns.flags.AD)
             end = answer.canonical_name.to_text(omit_final_dot=True).lower()
             if answer.rrset is not None or end == name:
-                values = [_value(kind, data) for data in list(answer.rrset or ())[:MOST_RECORDS]]
-                return Records(tuple(values), secure, end, answer.chaining_result.minimum_ttl)
+                values = [_value(kind, data) for data in answer.rrset or ()]
+                if kind == "MX":
+                    values.sort(key=lambda pair: int(pair[0]))  # the best ones stay
+                return Records(tuple(values[:MOST_RECORDS]), secure, end, answer.chaining_result.minimum_ttl)
             name = end
         raise LookupFailed(f"too many aliases at {name}")
 

@@ -4,8 +4,9 @@ Certificates of the server itself (usage 3) count by their digest alone: no name
 (usage 2) must be among the certificates the server sends, or stand in the record as a whole, and sign for the host's
 name. Usages 0 and 1 mean nothing in SMTP (RFC 7672 3.1.3).
 
-Limits: a usage 2 record of a key alone, unhashed, counts only if its certificate is sent; chains below a trust anchor
-are verified by `cryptography`, which expects what public authorities write (subjectAltName, basicConstraints).
+Limits: a usage 2 record of a key alone, unhashed, counts only if its certificate is sent; the chain below a trust
+anchor is verified by `cryptography`, which wants certificates of version 3, names in subjectAltName, and signatures
+and keys of today's strength.
 
 Imports: cryptography.    RFC 6698, 7671, 7672.
 """
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
 
 TRUST_ANCHOR, END_ENTITY = 2, 3
 _DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
@@ -67,14 +68,26 @@ def _matches(record: Tlsa, der: bytes) -> bool:
     return record.data == (digest(selected).digest() if digest else selected)
 
 
+def _is_authority(policy: Policy, certificate: x509.Certificate, extension: x509.BasicConstraints) -> None:
+    if not extension.ca:
+        raise ValueError("not an authority")
+
+
+# Private authorities write what they like; what must hold is who may sign, and for which names (RFC 5280 4.2.1).
+_AUTHORITIES = ExtensionPolicy.permit_all().require_present(
+    x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
+)  # fmt: skip
+_SERVERS = ExtensionPolicy.permit_all().require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
+
+
 def _signs_for(anchor: bytes, chain: Sequence[bytes], names: Sequence[str]) -> bool:
     try:
-        store = Store([x509.load_der_x509_certificate(anchor)])
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
+        builder = PolicyBuilder().store(Store([x509.load_der_x509_certificate(anchor)]))
+        builder = builder.extension_policies(ca_policy=_AUTHORITIES, ee_policy=_SERVERS)
         for name in names:
-            verifier = PolicyBuilder().store(store).build_server_verifier(x509.DNSName(name))
             try:
-                verifier.verify(certificates[0], certificates[1:])
+                builder.build_server_verifier(x509.DNSName(name)).verify(certificates[0], certificates[1:])
                 return True
             except VerificationError:
                 continue

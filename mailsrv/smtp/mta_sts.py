@@ -132,7 +132,7 @@ class Policies:
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()  # they are on disk
-            known = self._known[domain] = self._read(domain)
+            known = self._known.setdefault(domain, self._read(domain))  # another one may have been quicker
         return known
 
     def _read(self, domain: str) -> _Known:

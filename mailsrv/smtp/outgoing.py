@@ -24,19 +24,20 @@ class Offload(Protocol):
 
 
 class Outgoing:
-    """`head` is what goes before the message in the file (a signature). `survey` describes both together."""
+    """`head` goes before the message in the file: a signature. `survey` describes both together."""
 
     __slots__ = ("_head", "_offload", "_path", "_text", "survey")
 
-    def __init__(self, path: str, offload: Offload) -> None:
-        self._path, self._offload = path, offload
-        self._head = b""
+    def __init__(self, path: str, head: bytes, offload: Offload) -> None:
+        self._path, self._head, self._offload = path, head, offload
         self._text: bytes | None = None
         self.survey = Survey()
 
-    def read(self, head: Callable[[], bytes]) -> None:
-        """Blocks: runs in a thread. Raises OSError, and whatever `head` raises."""
-        self._head = head()
+    def read(self) -> None:
+        """Find out what it is like. Raises OSError."""
+        self._offload(self._read)
+
+    def _read(self) -> None:
         with open(self._path, "rb", buffering=0) as file:
             text = file.read(SMALL_OCTETS + 1) or b""
             if len(text) <= SMALL_OCTETS:
@@ -49,19 +50,24 @@ class Outgoing:
                 self.survey.feed(piece)
 
     def pieces(self, *, dotted: bool) -> Iterator[bytes]:
-        """The text as DATA sends it, final dot included, or as BDAT does. Raises OSError."""
+        """The text as DATA sends it, final dot included, or as BDAT does. Raises OSError, also when the file has
+        changed meanwhile: then the dot that would make a part of it a message is never given.
+        """
         if self._text is not None:
             yield dot_stuffed(self._text) if dotted else self._text
             return
         file = self._offload(open, self._path, "rb", 0)
-        stuffer = DotStuffer()
+        stuffer, left = DotStuffer(), self.survey.size
         try:
             source = _whole(file, self._head)
             while (piece := self._offload(next, source, None)) is not None:
+                left -= len(piece)
                 if dotted:
                     piece = stuffer.feed(piece)
                 for start in range(0, len(piece), PIECE_OCTETS):
                     yield piece[start : start + PIECE_OCTETS]
+            if left:
+                raise OSError("the file has changed")
             if dotted:
                 yield stuffer.finish()
         finally:

@@ -29,8 +29,10 @@ from mailsrv.smtp.routes import Route, Tls, find
 from mailsrv.smtp.tls_policy import Policies, PolicyFailed, StsPolicies, TlsPolicy
 from mailsrv.values import Address, Disposition, Envelope, Job, Outcome
 from mailsrv.wire.errors import WireError
+from mailsrv.wire.smtp_client import path
 
 LONGEST_LINE = 998  # RFC 5322 2.1.1, RFC 5321 4.5.3.1.6
+UNREADABLE = "The message cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,8 @@ class _Attempt:
 
 
 class Relay:
-    """Called with a Job from any number of greenlets. `offload` runs what blocks in a thread; `sign`, called there,
-    gives header lines to go before the message, which it reads as it will be sent (`wire.lines.WholeLines`).
+    """Called with a Job from any number of greenlets. `offload` runs what blocks in a thread. `sign` gives header lines
+    to go before the message, which it reads as it will be sent (`wire.lines.WholeLines`) and without holding the hub.
     """
 
     def __init__(
@@ -132,22 +134,34 @@ class Relay:
     def _attempt(self, job: Job, said: Said) -> None:
         first = job.recipients[0][0]
         route = find(self._settings.routes, job.envelope, first)
-        message = Outgoing(job.path, self._offload)
         destination = route.name if route is not None else first.domain
-        attempt = _Attempt(
-            job, message, route, destination, self._clock() + self._settings.attempt_seconds, said
-        )  # fmt: skip
+        until = self._clock() + self._settings.attempt_seconds
         try:
-            self._offload(message.read, lambda: self._sign(job))
+            message = Outgoing(job.path, self._sign(job), self._offload)
+            message.read()
         except OSError as failure:
-            attempt.settle(Disposition.LATER, Trouble("4.3.0", f"The message cannot be read: {failure}", code=451))
+            for address, _ in job.recipients:
+                said[address] = Outcome(address, Disposition.LATER, 451, "4.3.0", f"{UNREADABLE}: {failure}")
             return
+        attempt = _Attempt(job, message, route, destination, until, said)
+        self._refuse_unwritable(attempt)
         if message.survey.longest_line > LONGEST_LINE:
             text = f"The message has a line of {message.survey.longest_line} octets; {LONGEST_LINE} are allowed"
             attempt.settle(Disposition.NEVER, Trouble("5.6.0", text))
-            return
-        if not self._again(attempt):
+        if attempt.undecided and not self._again(attempt):
             self._anew(attempt)
+
+    def _refuse_unwritable(self, attempt: _Attempt) -> None:
+        """Whoever edits a queue entry may write addresses that no command can hold; S23."""
+        for address, _ in attempt.job.recipients:
+            try:
+                path(address)
+            except WireError as wrong:
+                attempt.said[address] = Outcome(address, Disposition.NEVER, 0, "5.1.3", wrong.message)
+        try:
+            path(attempt.job.envelope.sender)
+        except WireError as wrong:
+            attempt.settle(Disposition.NEVER, Trouble("5.1.7", wrong.message))
 
     def _key(self, attempt: _Attempt) -> Any:
         return attempt.destination, attempt.job.envelope.require_tls
@@ -210,7 +224,7 @@ class Relay:
         except (Refused, StreamError, WireError) as failure:
             attempt.troubles.append(_trouble(failure, client.host, client.tls))
         except OSError as failure:
-            attempt.settle(Disposition.LATER, Trouble("4.3.0", f"The message cannot be read: {failure}", code=451))
+            attempt.settle(Disposition.LATER, Trouble("4.3.0", f"{UNREADABLE}: {failure}", code=451))
         else:
             self._put_back(client, attempt)
             return
