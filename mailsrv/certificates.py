@@ -50,10 +50,52 @@ def make(directory: str, host: str, addresses: list[str]) -> None:
     _write(paths[0], authority.public_bytes(pem), 0o644)
 
 
+def self_signed(certificate: str, key: str, host: str) -> None:
+    """A certificate that nobody vouches for, and its key; what is there stays until its last month. OSError if the
+    files cannot be written.
+    """
+    try:
+        if expiry(certificate) > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30):
+            return
+    except (OSError, ValueError):
+        pass  # not there, or not what it should be
+    os.makedirs(os.path.dirname(certificate), mode=0o700, exist_ok=True)
+    private = ec.generate_private_key(ec.SECP256R1())
+    made = (
+        _builder(_name(host), _name(host), private.public_key(), datetime.datetime.now(datetime.UTC), SERVER_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    _write(key, private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()), 0o600)
+    _write(certificate, made.public_bytes(pem), 0o644)
+
+
+def names(path: str) -> tuple[str, ...]:
+    """Whom the first certificate of a file is for. OSError, or ValueError for a file that holds none."""
+    return _names(_first(path))
+
+
+def _first(path: str) -> x509.Certificate:
+    with open(path, "rb") as file:
+        return x509.load_pem_x509_certificate(file.read())
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+    try:
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    found = alternative.get_values_for_type(x509.DNSName)
+    return (*found, *(str(address) for address in alternative.get_values_for_type(x509.IPAddress)))
+
+
 def expiry(path: str) -> datetime.datetime:
     """When the first certificate of a file ends. ValueError for a file that holds none."""
-    with open(path, "rb") as file:
-        return x509.load_pem_x509_certificate(file.read()).not_valid_after_utc
+    return _first(path).not_valid_after_utc
 
 
 def _name(text: str) -> x509.Name:

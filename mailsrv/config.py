@@ -36,10 +36,10 @@ class Config:
     """Checked values: `config["smtp.hops"]`. `path` is the file they came from, "" for defaults alone."""
 
     def __init__(self, values: dict[str, Any], path: str = "") -> None:
-        self._values, self.path = values, path
+        self.values, self.path = values, path
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+        return self.values[name]
 
     @property
     def accounts_path(self) -> str:
@@ -64,6 +64,20 @@ def load(path: str) -> Config:
     except (OSError, UnicodeDecodeError) as failure:
         raise ConfigError([f"{path}: cannot be read: {failure}"]) from None
     return parse(text, path)
+
+
+def reload(old: Config) -> tuple[Config, list[str]]:
+    """The file again, for a server that runs: its values as far as they can change now, and the names of those that
+    were changed but need a restart. Raises ConfigError.
+    """
+    new = load(old.path)
+    values, waiting = {}, []
+    for setting in SETTINGS:
+        name = setting.name
+        values[name] = new[name] if setting.live else old[name]
+        if values[name] != new[name]:
+            waiting.append(name)
+    return Config(values, old.path), waiting
 
 
 def parse(text: str, path: str = "<text>") -> Config:
@@ -189,6 +203,7 @@ def reference() -> str:
         for setting in SETTINGS:
             if setting.section == section:
                 default = yaml_value(setting.default)
-                lines.append(f"| `{setting.name}` | `{default}` | {setting.kind.expects} | {setting.text} |")
+                text = setting.text if setting.live else f"{setting.text} *Needs a restart.*"
+                lines.append(f"| `{setting.name}` | `{default}` | {setting.kind.expects} | {text} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

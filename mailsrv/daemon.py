@@ -12,14 +12,11 @@ import ctypes
 import fcntl
 import gc
 import os
-import resource
 import signal
-import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 import gevent
@@ -47,6 +44,8 @@ from mailsrv.net.tally import Shared, Tally
 from mailsrv.networks import Networks
 from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
+from mailsrv.start import IMPLICIT_TLS, Bound, load_certificates, reopen_log, reread
+from mailsrv.store.files import close, offload
 from mailsrv.vitals import Vitals
 from mailsrv.wire import mime
 
@@ -57,8 +56,8 @@ TICK_SECONDS = 0.001
 BEATS_IN_HANG = 5  # signs of life in the time after which a process is taken to hang
 TURN_SECONDS = 0.05
 RETRY_SECONDS = 10.0
-IMPLICIT_TLS = ("submissions", "imaps")
-SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
+GOODBYES_A_SECOND = 100  # at a stop, of each listener; more when the time is short
+CERTIFICATES_SECONDS = 60.0  # between two looks at their files
 
 
 def throttle_limits(config: Config) -> throttle.Limits:
@@ -78,65 +77,21 @@ def _imap_farewell(reason: str) -> bytes:
     return b"* BYE [LIMIT] %b\r\n" % reason.encode()
 
 
-class StartError(Exception):
-    """The server cannot start; the text says what to do."""
+class Leaving(Enum):
+    """Why a process ends."""
+
+    STOPPED = auto()
+    REPLACED = auto()
 
 
 class Part(Protocol):
-    """What runs once in the whole server."""
+    """What runs once in the whole server. With new settings it is closed and made again."""
 
     def start(self) -> None:
         """Begin, in greenlets of its own."""
 
     def close(self, deadline: float) -> None:
         """End. What is under way may be finished until then (monotonic clock); nothing goes on afterwards."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A listening socket and the service it is for."""
-
-    service: str
-    socket: socket.socket
-
-
-def bind_all(config: Config) -> list[Bound]:
-    """Every address of the configuration. StartError names the one that cannot be had."""
-    bound: list[Bound] = []
-    try:
-        for service in SERVICES:
-            if service in IMPLICIT_TLS and not config["tls.certificate"]:
-                continue
-            for address in config[f"{service}.listen"]:
-                try:
-                    bound.append(Bound(service, listener.bind(address)))
-                except OSError as failure:
-                    where = f"{address[0]}:{address[1]}"
-                    hint = ""
-                    if failure.errno == 98:
-                        hint = "; another program has it (`ss -ltnp` shows which)"
-                    elif failure.errno == 13:
-                        hint = "; ports below 1024 need root"
-                    raise StartError(f"{service}.listen: cannot listen on {where}: {failure.strerror}{hint}") from None
-    except BaseException:
-        for one in bound:
-            one.socket.close()
-        raise
-    if not bound:
-        raise StartError("nothing to listen on: every service's `listen` is empty")
-    return bound
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """The context of the configured certificate; None without one. StartError if it cannot be used."""
-    if not config["tls.certificate"]:
-        return None
-    try:
-        return tls.server_context(config["tls.certificate"], config["tls.key"])
-    except (OSError, ssl.SSLError) as failure:
-        raise StartError(
-            f"tls.certificate {config['tls.certificate']}, tls.key {config['tls.key']}: {failure}"
-        ) from None
 
 
 def give_memory_back() -> None:
@@ -151,12 +106,6 @@ def give_memory_back() -> None:
         mallopt(option, value)
 
 
-def raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 class Server:
     """The process `name`, with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names
     in PARTS. `beat` is called while the event loop turns. `tally`: connections, counted with the other workers.
@@ -166,7 +115,7 @@ class Server:
         self,
         config: Config,
         bound: list[Bound],
-        context: ssl.SSLContext | None,
+        context: tls.ServerContext | None,
         *,
         name: str = "worker-0",
         restarts: int = 0,
@@ -180,6 +129,9 @@ class Server:
         self._heart: gevent.Greenlet | None = None
         self._stop = Event()
         self._ticker: gevent.Greenlet | None = None
+        self._context, self._alone = context, True
+        self._leaving: Leaving | None = None
+        self._certificates: gevent.Greenlet | None = None
         rewriter = Rewriter(f"{config['server.data_dir']}/srs") if config["forwarding.srs"] else None
         self.accounts = Accounts(config.accounts_path, config.mail_root, rewriter)
         self.tally = tally if tally is not None else Tally(Shared())
@@ -198,27 +150,14 @@ class Server:
         self.upkeep = Upkeep(self.accounts, self.mailboxes, sweeps=leads)
         self.bus = Bus(config["server.run_dir"], str(os.getpid()), self.registry)
         self.control = Control(config["server.run_dir"], name)
-        admission = listener.Admission(
-            listener.Limits(
-                config["limits.connections"],
-                config["limits.connections_per_address"],
-                Networks(config["limits.trusted_networks"]),
-            ),
-            self.tally,
-        )
-        makers: dict[str, Callable[[Stream], listener.Conversation]] = {
-            "smtp": self._smtp_maker(context, submission=False),
-            "submission": self._smtp_maker(context, submission=True),
-            "submissions": self._smtp_maker(context, submission=True),
-            "imap": self._imap_maker(context),
-            "imaps": self._imap_maker(context),
-        }
+        self._admission = listener.Admission(_limits(config), self.tally)
+        makers = self._makers()
         self.listeners = [
             listener.Listener(
                 one.socket,
                 one.service,
                 makers[one.service],
-                admission,
+                self._admission,
                 farewell=_imap_farewell if one.service.startswith("imap") else _smtp_farewell,
                 tls_context=(lambda: context) if one.service in IMPLICIT_TLS else (lambda: None),
             )
@@ -227,7 +166,18 @@ class Server:
         self.vitals = Vitals(self, restarts=restarts)
         self.parts = [_Once(name, self) for name in parts]
 
-    def _smtp_maker(self, context: ssl.SSLContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
+    def _makers(self) -> dict[str, Callable[[Stream], listener.Conversation]]:
+        """What makes a connection of each service a session, with the settings of now."""
+        context = self._context
+        return {
+            "smtp": self._smtp_maker(context, submission=False),
+            "submission": self._smtp_maker(context, submission=True),
+            "submissions": self._smtp_maker(context, submission=True),
+            "imap": self._imap_maker(context),
+            "imaps": self._imap_maker(context),
+        }
+
+    def _smtp_maker(self, context: tls.ServerContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
         config = self.config
         settings = smtp.SmtpSettings(
             message_bytes=config["smtp.message_bytes"],
@@ -257,7 +207,7 @@ class Server:
         )
         return lambda stream: smtp.Session(stream, services)
 
-    def _imap_maker(self, context: ssl.SSLContext | None) -> Callable[[Stream], ImapSession]:
+    def _imap_maker(self, context: tls.ServerContext | None) -> Callable[[Stream], ImapSession]:
         config = self.config
         settings = imap_context.ImapSettings(
             login_seconds=config["imap.login_seconds"],
@@ -274,18 +224,23 @@ class Server:
         )
         return lambda stream: ImapSession(stream, services)
 
-    def run(self) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT; then drain."""
+    def run(self, replace: Callable[[], None] | None = None) -> None:
+        """Serve until SIGTERM or SIGINT; then drain. At SIGUSR2 `replace` is called; without it the process leaves to
+        one that has replaced it. SIGHUP reads settings and certificates again, SIGUSR1 opens the log again.
+        """
+        self._alone = replace is not None
         sys.setswitchinterval(SWITCH_SECONDS)
         give_memory_back()
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self.stop)
-        gevent.signal_handler(signal.SIGHUP, self._reload)
+        gevent.signal_handler(signal.SIGUSR2, replace or self.leave)
+        gevent.signal_handler(signal.SIGHUP, gevent.spawn, self.reload)
+        gevent.signal_handler(signal.SIGUSR1, gevent.spawn, offload, reopen_log)
         self.start()
         self.run_until_stopped()
 
     def run_until_stopped(self) -> None:
-        """After `start`: wait for `stop`, then drain."""
+        """After `start`: wait for `stop` or `leave`, then drain."""
         try:
             self._stop.wait()
         finally:
@@ -304,6 +259,8 @@ class Server:
         for part in self.parts:
             part.start()
         self._heart = gevent.spawn(self._beat_on)
+        if self._context is not None:
+            self._certificates = gevent.spawn(self._watch_certificates)
         # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
         gc.collect()
         gc.freeze()
@@ -314,26 +271,72 @@ class Server:
             self._beat()
             gevent.sleep(self.config["server.hang_seconds"] / BEATS_IN_HANG)
 
-    def stop(self) -> None:
-        self._stop.set()
+    # -------------------------------------------------------------- changes
 
-    def _reload(self) -> None:
-        log.warning("SIGHUP: settings and certificates are read at start; restart to use new ones")
-        log.reopen()
+    def reload(self) -> None:
+        """The settings and certificates as they are in their files now, for what begins from now on; no connection
+        ends. What is wrong with them is logged, and nothing changes.
+        """
+        config = offload(lambda: reread(self.config, self._context, first=self._alone))
+        if config is None:
+            return
+        if config.values == self.config.values:
+            return
+        self.config = config
+        makers = self._makers()
+        for one in self.listeners:
+            one.make = makers[one.service]
+        self._admission.limits = _limits(config)
+        self.throttle.limits = throttle_limits(config)
+        for part in self.parts:
+            part.renew()
+
+    def _watch_certificates(self) -> None:
+        """Renewed files are used, whether somebody says so or not."""
+        assert self._context is not None
+        while True:
+            gevent.sleep(CERTIFICATES_SECONDS)
+            if offload(self._context.changed):
+                offload(load_certificates, self.config, self._context)
+
+    # -------------------------------------------------------------- ending
+
+    def stop(self) -> None:
+        """End soon: within `server.shutdown_seconds`."""
+        self._end(Leaving.STOPPED)
+
+    def leave(self) -> None:
+        """End when others serve already: those who came lately may finish what they came for."""
+        self._end(Leaving.REPLACED)
+
+    def _end(self, how: Leaving) -> None:
+        if self._leaving in (None, Leaving.REPLACED) and self._leaving is not how:
+            begun, self._leaving = self._leaving is not None, how
+            if begun:
+                self._send_away()
+            self._stop.set()
+
+    def _send_away(self) -> None:
+        config = self.config
+        longest = min(config["server.goodbye_seconds"], config["server.shutdown_seconds"] / 2)
+        grace = longest if self._leaving is Leaving.REPLACED else 0.0
+        for one in self.listeners:
+            waiting = one.service.startswith("imap")
+            over = min(longest, len(one.sessions) / GOODBYES_A_SECOND) if waiting else 0.0
+            one.stop(over=over, grace=grace)
 
     def drain(self) -> None:
         log.info("stopping", connections=sum(len(one.sessions) for one in self.listeners))
         deadline = time.monotonic() + self.config["server.shutdown_seconds"]
         for one in self.listeners:
             one.stop_accepting()
-        for one in self.listeners:
-            one.stop()
+        self._send_away()
         for part in self.parts:
             part.close(deadline)
         cut = sum(one.join(deadline) for one in self.listeners)
         if cut:
             log.warning("connections cut off at shutdown", count=cut)
-        for greenlet in (self._ticker, self._heart):
+        for greenlet in (self._ticker, self._heart, self._certificates):
             if greenlet is not None:
                 greenlet.kill()
         self.upkeep.close()
@@ -353,6 +356,14 @@ PARTS: dict[str, Callable[[Server], Part]] = {
 }
 
 
+def _limits(config: Config) -> listener.Limits:
+    return listener.Limits(
+        config["limits.connections"],
+        config["limits.connections_per_address"],
+        Networks(config["limits.trusted_networks"]),
+    )
+
+
 class _Once:
     """A part that waits for its turn: it begins when no other process has it, such as one that is being replaced."""
 
@@ -370,6 +381,9 @@ class _Once:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         while not self._locked():
             gevent.sleep(TURN_SECONDS)
+        self._begin()
+
+    def _begin(self) -> None:
         while self._part is None:
             try:
                 part = PARTS[self._name](self._server)
@@ -379,6 +393,13 @@ class _Once:
                 gevent.sleep(RETRY_SECONDS)
             else:
                 self._part = part
+
+    def renew(self) -> None:
+        """Make it again, with the settings of now."""
+        if self._part is not None:
+            self._part.close(time.monotonic() + self._server.config["server.shutdown_seconds"])
+            self._part = None
+            self._begin()
 
     def _locked(self) -> bool:
         try:
@@ -393,7 +414,7 @@ class _Once:
         if self._part is not None:
             self._part.close(deadline)
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
 
 
 def _tick() -> None:

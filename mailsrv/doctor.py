@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from mailsrv import certificates
 from mailsrv.config import Config
-from mailsrv.daemon import SERVICES, StartError, tls_context
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
-from mailsrv.supervisor import running_pid
+from mailsrv.pidfile import running_pid
+from mailsrv.start import SERVICES, StartError, tls_context
 
 EXPIRY_DAYS = 14
 LOW_DISK_BYTES = 1024**3

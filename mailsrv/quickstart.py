@@ -26,10 +26,12 @@ from typing import Any
 import gevent
 
 from mailsrv import certificates, config, log
-from mailsrv.daemon import PARTS, Server, StartError, bind_all, raise_descriptor_limit, tls_context
+from mailsrv.daemon import PARTS, Server
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import hash_password
-from mailsrv.supervisor import PidFile
+from mailsrv.pidfile import PidFile
+from mailsrv.privileges import raise_descriptor_limit
+from mailsrv.start import StartError, bind_all, tls_context
 
 DOMAIN = "example.test"
 USERS = ("ann", "bo")

@@ -174,6 +174,17 @@ def _read_workers(value: Any) -> int:
     return value
 
 
+def _read_pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list):
+        raise Wrong(PAIRS.expects)
+    pairs = []
+    for item in value:
+        if not isinstance(item, dict) or set(item) != {"certificate", "key"}:
+            raise Wrong(PAIRS.expects)
+        pairs.append((_read_path(item["certificate"]), _read_path(item["key"])))
+    return tuple(pairs)
+
+
 FLAG = Kind("true or false", _read_flag)
 TEXT = Kind("a text", _read_text)
 PATH = Kind("an absolute path", _read_path)
@@ -182,6 +193,7 @@ ADDRESS = Kind("an address such as postmaster@example.org, or nothing", _read_ad
 HOST = Kind("a host name such as mx.example.org", _read_host)
 LISTEN = Kind('a list of "host:port", such as ["0.0.0.0:25", "[::]:25"]', _read_listen)
 NETWORKS = Kind('a list of networks, such as ["127.0.0.0/8", "2001:db8::/48"]', _read_networks)
+PAIRS = Kind("a list of {certificate: /path, key: /path}", _read_pairs)
 WORKERS = Kind("auto, or a whole number from 1 to 64", _read_workers)
 
 MIB = 1024 * 1024
@@ -190,12 +202,13 @@ MOST_SOCKET_PATH = 90  # of 107 that the system allows, without the name in the 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """`name` is `section.key`; `default` as it stands in the file."""
+    """`name` is `section.key`; `default` as it stands in the file; `live`: SIGHUP is enough to change it."""
 
     name: str
     kind: Kind
     default: Any
     text: str
+    live: bool = True
 
     @property
     def section(self) -> str:
@@ -222,19 +235,27 @@ SECTIONS = {
 
 SETTINGS = (
     Setting("server.hostname", HOST, "", "Name of this server in greetings, Received lines and file names. "
-            "Nothing: the name the system gives."),
-    Setting("server.data_dir", PATH, "/var/lib/mailsrv", "Where mail and accounts are kept."),
-    Setting("server.run_dir", PATH, "/run/mailsrv", "Pid file and sockets between the processes."),
+            "Nothing: the name the system gives.", live=False),
+    Setting("server.data_dir", PATH, "/var/lib/mailsrv", "Where mail and accounts are kept.", live=False),
+    Setting("server.run_dir", PATH, "/run/mailsrv", "Pid file and sockets between the processes.", live=False),
     Setting("server.workers", WORKERS, "auto", "Processes that serve connections; auto is one for each core. "
-            "With 1 everything runs in one process."),
+            "With 1 everything runs in one process.", live=False),
+    Setting("server.user", TEXT, "", "User to become when the ports are bound and the keys are read. Nothing: "
+            "whoever starts it, which should not be root.", live=False),
+    Setting("server.group", TEXT, "", "Group to take on with that. Nothing: the user's own.", live=False),
     Setting("server.shutdown_seconds", _number(0, 3600, "seconds"), 30, "How long sessions may finish what they do "
             "after SIGTERM."),
+    Setting("server.goodbye_seconds", _number(0, 600, "seconds"), 5, "IMAP clients are sent away over so long at a "
+            "stop, not all at once. When a new server takes over, everybody has at least so long to end by himself."),
     Setting("server.hang_seconds", _number(1, 3600, "seconds"), 30, "A process whose event loop gave no sign of life "
             "for so long is killed and started again."),
-    Setting("tls.certificate", OPTIONAL_PATH, "", "PEM file with the certificate chain, the server's own first. "
-            "Without it nobody can log in."),
+    Setting("tls.certificate", OPTIONAL_PATH, "", "PEM file with the certificate chain, the server's own first."),
     Setting("tls.key", OPTIONAL_PATH, "", "PEM file with the private key."),
-    Setting("smtp.listen", LISTEN, ["0.0.0.0:25"], "Addresses for mail from other servers."),
+    Setting("tls.certificates", PAIRS, [], "Further certificates, each for the names in it (SNI). The first of all is "
+            "for clients that ask for another name, or for none."),
+    Setting("tls.self_signed", FLAG, True, "Without any certificate, make one: mail programs warn of it, but passwords "
+            "are not sent in clear. If this is false too, nobody can log in.", live=False),
+    Setting("smtp.listen", LISTEN, ["0.0.0.0:25"], "Addresses for mail from other servers.", live=False),
     Setting("smtp.message_bytes", _whole(1024, 1024 * MIB, "octets"), 50 * MIB, "Largest message. RFC 1870."),
     Setting("smtp.recipients", _whole(100, 100_000, ""), 1000, "Recipients of one message. RFC 5321 4.5.3.1.8 asks for "
             "100 at least."),
@@ -247,11 +268,11 @@ SETTINGS = (
             "LF. They never end a message either way."),
     Setting("smtp.hops", _whole(20, 1000, ""), 100, "Received lines after which a message is taken to be in a loop. "
             "RFC 5321 6.3."),
-    Setting("submission.listen", LISTEN, ["0.0.0.0:587"], "Addresses. RFC 6409."),
+    Setting("submission.listen", LISTEN, ["0.0.0.0:587"], "Addresses. RFC 6409.", live=False),
     Setting("submission.save_sent", FLAG, False, "File a copy of each submitted message in the sender's Sent mailbox, "
             "for programs that do not do so themselves."),
-    Setting("submissions.listen", LISTEN, ["0.0.0.0:465"], "Addresses. RFC 8314."),
-    Setting("imap.listen", LISTEN, ["0.0.0.0:143"], "Addresses."),
+    Setting("submissions.listen", LISTEN, ["0.0.0.0:465"], "Addresses. RFC 8314.", live=False),
+    Setting("imap.listen", LISTEN, ["0.0.0.0:143"], "Addresses.", live=False),
     Setting("imap.heartbeat_seconds", _number(1, 1740, "seconds"), 120, "How often an idling client is sent a sign of "
             "life, so that networks on the way keep the connection."),
     Setting("imap.idle_seconds", _number(1800, 86400, "seconds"), 1800, "How long a logged-in client may say nothing. "
@@ -259,9 +280,9 @@ SETTINGS = (
     Setting("imap.login_seconds", _number(5, 600, "seconds"), 60, "How long a client may take to log in."),
     Setting("imap.allow_plaintext_login", FLAG, False, "Let clients on this machine's loopback address log in without "
             "TLS. Others never can."),
-    Setting("imaps.listen", LISTEN, ["0.0.0.0:993"], "Addresses. RFC 8314."),
+    Setting("imaps.listen", LISTEN, ["0.0.0.0:993"], "Addresses. RFC 8314.", live=False),
     Setting("forwarding.srs", FLAG, True, "Give forwarded mail from other domains an envelope sender of ours (SRS), "
-            "without which servers that check SPF refuse it. Reports to it are passed on for 21 days."),
+            "without which servers that check SPF refuse it. Reports to it are passed on for 21 days.", live=False),
     Setting("queue.retry_seconds", _numbers(1, 86400, "seconds"), [300, 900, 1800, 3600, 7200, 14400], "Pauses after "
             "the first, second, ... attempt that did not work; the last one is repeated. Each is varied by a tenth. "
             "RFC 5321 4.5.4.1."),
@@ -273,9 +294,9 @@ SETTINGS = (
     Setting("queue.attempts_per_destination", _whole(1, 1000, ""), 20, "Attempts at once to one destination that takes "
             "them well; each begins with 4."),
     Setting("queue.postmaster", ADDRESS, "", "Who hears of reports that cannot be delivered. Nothing: postmaster of "
-            "the domain that server.hostname belongs to, else of the first."),
+            "the domain that server.hostname belongs to, else of the first.", live=False),
     Setting("queue.return_bytes", _whole(0, 100 * MIB, "octets"), 50_000, "Messages up to this size are returned whole "
-            "when they cannot be delivered, of others the header."),
+            "when they cannot be delivered, of others the header.", live=False),
     Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
     Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 50, "Connections from one IP address (of IPv6: "
             "from one /64), all services and workers. An office behind one address has many."),

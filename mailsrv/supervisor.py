@@ -1,119 +1,212 @@
-"""Holds the listening sockets, starts children on them, restarts what dies, kills what hangs, passes signals on.
+"""Starts the server, and holds it together: binds, gives up being root, starts children, restarts what dies, kills what
+hangs, passes signals on, lets new code take over.
 
 Its children are the workers, each serving all listeners, and one for each part (daemon.PARTS). It runs no greenlets:
 between forks there must be nothing that could wake in a child. A child whose supervisor dies is told by the kernel and
-drains, so that the ports are free again.
+drains, so that the ports are free again. With one worker there is no supervisor: one process does everything.
 
-Imports: daemon, heartbeat, config, log.    prctl(2) PR_SET_PDEATHSIG.
+Imports: start, daemon, privileges, detach, pidfile, handover, heartbeat, systemd, config, log.
+prctl(2) PR_SET_PDEATHSIG, S27.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import gc
 import os
 import signal
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import gevent
 from gevent.monkey import get_original
+from gevent.socket import wait_read
 
-from mailsrv import log
+from mailsrv import log, privileges, systemd
 from mailsrv.config import Config
-from mailsrv.daemon import PARTS, Bound, Server, StartError, bind_all, raise_descriptor_limit, tls_context
+from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, Server
+from mailsrv.detach import Starter, detach
+from mailsrv.handover import Inheritance, Successor
 from mailsrv.heartbeat import Heartbeats
 from mailsrv.net.tally import Shared, Tally
+from mailsrv.net.tls import ServerContext
+from mailsrv.pidfile import PidFile, refuse_second
+from mailsrv.start import (
+    Bound,
+    StartError,
+    bind_all,
+    load_certificates,
+    offers_tls,
+    own_certificate,
+    reopen_log,
+    reread,
+    tls_context,
+)
 
 _fork = get_original("os", "fork")
 _waitpid = get_original("os", "waitpid")
-_PR_SET_PDEATHSIG = 1
 _select = get_original("select", "select")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_PR_SET_PDEATHSIG = 1
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (*_STOP, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 STEADY_SECONDS = 10.0  # a child that lived this long is restarted at once
 LONGEST_PAUSE = 30.0
-ROUND_SECONDS = 0.5
+ROUND_SECONDS, START_ROUND_SECONDS = 0.5, 0.02
 KILL_AFTER_SECONDS = 5.0  # beyond the time sessions have for shutting down
 
 
-class PidFile:
-    """`<run_dir>/mailsrv.pid`, locked while the server runs: a second one on the same directory does not start."""
-
-    def __init__(self, run_dir: str) -> None:
-        self.path = f"{run_dir}/mailsrv.pid"
-        self._fd = -1
-
-    def acquire(self) -> None:
-        try:
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as failure:
-            raise StartError(f"server.run_dir: cannot write {self.path}: {failure.strerror}") from None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StartError(
-                f"mailsrv is running already (pid {running_pid(self.path) or 'unknown'}, {self.path})"
-            ) from None
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
-            os.close(self._fd)
-            self._fd = -1
+# ------------------------------------------------------------------ starting
 
 
-def running_pid(path: str) -> int | None:
-    """The process that holds the pid file's lock; None when no server runs."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except OSError:
-        text = os.read(fd, 32).decode("ascii", "replace").strip()
-        return int(text) if text.isascii() and text.isdigit() else 0
-    finally:
-        os.close(fd)
-
-
-def serve(config: Config) -> None:
-    """Run the server in the foreground until it is told to stop. StartError if it cannot start."""
+def serve(config: Config, before: Inheritance, *, foreground: bool = True) -> None:
+    """Run the server until it is told to stop. StartError if it cannot start. Not in the foreground, the calling
+    process ends when the server serves, and this returns in another. `before`: the server that this one replaces.
+    """
     pid_file = PidFile(config["server.run_dir"])
-    pid_file.acquire()
+    if not before:
+        refuse_second(pid_file.path)
+    starter = Starter() if foreground or before else detach()
     try:
-        raise_descriptor_limit()
-        context = tls_context(config)
-        if context is None:
-            log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
-        bound = bind_all(config)
-        log.info(
-            "listening", workers=config["server.workers"],
-            addresses=" ".join(f"{one.service}={_address(one)}" for one in bound),
-        )  # fmt: skip
-        if config["server.workers"] == 1:
-            Server(config, bound, context, parts=tuple(PARTS)).run()
-        else:
-            gc.freeze()  # pages the children share stay shared
-            _Supervisor(config, bound, list(_children(config, bound, context))).run()
+        run = _start(config, before, pid_file, starter, detached=not foreground)
+        run()
+    except StartError:
+        raise
+    except BaseException:
+        log.exception("server failed")
+        raise
     finally:
         pid_file.release()
         log.flush()
 
 
+def _start(
+    config: Config, before: Inheritance, pid_file: PidFile, starter: Starter, *, detached: bool
+) -> Callable[[], None]:
+    """Everything that root is for, then everything that it is not for; what is left is to run."""
+    identity = privileges.wanted(config)
+    privileges.raise_descriptor_limit()
+    privileges.prepare(config, identity)
+    bound = bind_all(config, before.sockets)
+    context = tls_context(config)
+    if identity is not None:
+        privileges.drop(identity)
+    privileges.no_new_privileges()
+    if before:
+        pid_file.adopt(before.pid_fd)
+    else:
+        pid_file.acquire()
+    _open_log(config, detached=detached)
+    privileges.check(config)
+    if context is None:
+        context = _without_certificate(config)
+
+    def ready() -> None:
+        if before:
+            pid_file.write()
+        before.serving(bound)
+        starter.ready()
+        systemd.notify("READY=1", f"STATUS=Serving on {len(bound)} addresses", f"MAINPID={os.getpid()}")
+        log.info("ready", pid=os.getpid())
+
+    log.info(
+        "listening", workers=config["server.workers"],
+        addresses=" ".join(f"{one.service}={_address(one)}" for one in bound),
+    )  # fmt: skip
+    if config["server.workers"] == 1:
+        return _Alone(config, bound, context, pid_file, ready).run
+    gc.freeze()  # pages the children share stay shared
+    return _Supervisor(config, bound, context, pid_file, ready).run
+
+
+def _open_log(config: Config, *, detached: bool) -> None:
+    """Where the settings say; in the background, where there is no standard error to write to, nowhere means syslog."""
+    file = config["log.file"] or ("syslog" if detached else None)
+    try:
+        log.configure(level=config["log.level"], file=file, format=config["log.format"])
+    except OSError as failure:
+        raise StartError(
+            f"log.file: {file}: {failure.strerror}; it must belong to {privileges.pwd_name(os.geteuid())}"
+        ) from None
+
+
+def _without_certificate(config: Config) -> ServerContext | None:
+    if not offers_tls(config):
+        log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
+        return None
+    from mailsrv.certificates import self_signed  # its library takes 7 MB, which most servers can save
+
+    certificate, key = own_certificate(config)
+    try:
+        self_signed(certificate, key, config["server.hostname"])
+    except OSError as failure:
+        raise StartError(f"tls.self_signed: {failure.filename}: {failure.strerror}") from None
+    log.warning(
+        "self-signed certificate", file=certificate,
+        advice="mail programs warn of it: set tls.certificate and tls.key, or get one with certbot",
+    )  # fmt: skip
+    return tls_context(config)
+
+
 def _address(one: Bound) -> str:
     host, port = one.socket.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# ------------------------------------------------------------------ one process
+
+
+class _Alone:
+    """The server in one process: what a supervisor does otherwise, as far as it is left."""
+
+    def __init__(
+        self, config: Config, bound: list[Bound], context: ServerContext | None, pid_file: PidFile,
+        ready: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._bound, self._pid_file, self._ready = bound, pid_file, ready
+        self._server = Server(config, bound, context, parts=tuple(PARTS), beat=self._beat)
+        self._begun = False
+        self._replacing: gevent.Greenlet | None = None
+
+    def run(self) -> None:
+        watchdog = gevent.spawn(self._watchdog)
+        self._server.run(self._replace)
+        watchdog.kill()
+
+    def _beat(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._ready()
+
+    def _watchdog(self) -> None:
+        while seconds := systemd.watchdog_seconds():
+            systemd.notify("WATCHDOG=1")
+            gevent.sleep(seconds)
+
+    def _replace(self) -> None:
+        if self._replacing is None or self._replacing.dead:
+            self._replacing = gevent.spawn(self._hand_over)
+
+    def _hand_over(self) -> None:
+        try:
+            successor = Successor(self._bound, self._pid_file)
+        except OSError as failure:
+            log.error("next server not started", error=str(failure))
+            return
+        while (verdict := successor.verdict()) is None:
+            try:
+                wait_read(successor.fd, timeout=1)
+            except TimeoutError:
+                continue
+        if verdict:
+            systemd.notify(f"MAINPID={successor.pid}")
+            self._pid_file.leave()
+            self._server.leave()
+        else:
+            self._pid_file.write()
+
+
+# ------------------------------------------------------------------ several
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +216,30 @@ class Child:
     """
 
     name: str
-    run: Callable[[Callable[[], None], int], None]
+    run: Callable[[Config, Callable[[], None], int], None]
+    serves: bool  # connections, so that the server is not ready without it
 
 
-def _children(config: Config, bound: list[Bound], context: ssl.SSLContext | None) -> Iterator[Child]:
+def _children(workers: int, bound: list[Bound], context: ServerContext | None) -> Iterator[Child]:
     """The workers, and one child for each part."""
-    shared = Shared(config["server.workers"])
-    for number in range(config["server.workers"]):
+    shared = Shared(workers)
+    for number in range(workers):
 
-        def work(beat: Callable[[], None], restarts: int, number: int = number) -> None:
+        def work(config: Config, beat: Callable[[], None], restarts: int, number: int = number) -> None:
             name, tally = f"worker-{number}", Tally(shared, number)
             Server(
                 config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat, tally=tally
             ).run()
 
-        yield Child(f"worker-{number}", work)
+        yield Child(f"worker-{number}", work, serves=True)
     for part in PARTS:
 
-        def attend(beat: Callable[[], None], restarts: int, part: str = part) -> None:
+        def attend(config: Config, beat: Callable[[], None], restarts: int, part: str = part) -> None:
             for one in bound:
                 one.socket.close()
             Server(config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat).run()
 
-        yield Child(part, attend)
+        yield Child(part, attend, serves=False)
 
 
 def _noted(number: int, frame: object) -> None:
@@ -160,15 +254,23 @@ class _Running:
 
 
 class _Supervisor:
-    def __init__(self, config: Config, bound: list[Bound], children: list[Child]) -> None:
-        self._config, self._bound, self._children = config, bound, children
-        self._beats = Heartbeats(len(children))
+    def __init__(
+        self, config: Config, bound: list[Bound], context: ServerContext | None, pid_file: PidFile,
+        ready: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._config, self._bound, self._context, self._pid_file = config, bound, context, pid_file
+        self._ready: Callable[[], None] | None = ready
+        self._children = list(_children(config["server.workers"], bound, context))
+        self._beats = Heartbeats(len(self._children))
         self._running: dict[int, _Running] = {}  # by pid
-        self._due: dict[int, float] = {}  # seat (place in `children`) -> when to start it (again)
+        self._due = dict.fromkeys(range(len(self._children)), 0.0)  # seat (place in `children`) -> when to start it
         self._pauses: dict[int, float] = {}
-        self._deaths = [0] * len(children)
-        self._looked_at = 0.0
+        self._deaths = [0] * len(self._children)
+        self._successor: Successor | None = None
+        self._looked_at = self._files_looked_at = time.monotonic()
+        self._watchdog_due = 0.0
         self._stopping_since: float | None = None
+        self._farewell = signal.SIGTERM  # what children are told at the end
 
     def run(self) -> None:
         # The number of each signal comes through a pipe, whichever thread the kernel gave it to.
@@ -176,18 +278,39 @@ class _Supervisor:
         signal.set_wakeup_fd(written)
         for number in _SIGNALS:
             signal.signal(number, _noted)
-        self._due = dict.fromkeys(range(len(self._children)), 0.0)
         while self._running or (self._due and self._stopping_since is None):
             self._start_due()
-            if _select([numbers], [], [], ROUND_SECONDS)[0]:
-                for received in dict.fromkeys(os.read(numbers, 4096)):
-                    self._signal(signal.Signals(received))
+            self._wait(numbers)
             self._reap()
+            self._look_after_successor()
+            self._watchdog()
             if self._stopping_since is not None:
-                self._tell(signal.SIGTERM)  # again, for one that was told before it could hear
+                self._tell(self._farewell)  # again, for one that was told before it could hear
                 self._kill_slow()
             else:
                 self._kill_hung()
+                self._look_at_certificates()
+                self._say_ready()
+
+    def _wait(self, numbers: int) -> None:
+        watched = [numbers] if self._successor is None else [numbers, self._successor.fd]
+        if numbers in _select(watched, [], [], START_ROUND_SECONDS if self._ready else ROUND_SECONDS)[0]:
+            for received in dict.fromkeys(os.read(numbers, 4096)):
+                self._signal(signal.Signals(received))
+
+    def _say_ready(self) -> None:
+        """Once, when every worker serves."""
+        if self._ready and all(self._beats.last(seat) for seat, one in enumerate(self._children) if one.serves):
+            self._ready()
+            self._ready = None
+
+    def _watchdog(self) -> None:
+        seconds = systemd.watchdog_seconds()
+        if seconds and time.monotonic() >= self._watchdog_due:
+            systemd.notify("WATCHDOG=1")
+            self._watchdog_due = time.monotonic() + seconds - ROUND_SECONDS
+
+    # -------------------------------------------------------------- children
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -215,24 +338,13 @@ class _Supervisor:
             if os.getppid() != parent:
                 os._exit(0)  # it died before the kernel was asked to tell
             gevent.reinit()
-            child.run(lambda: self._beats.beat(seat), self._deaths[seat])
+            child.run(self._config, lambda: self._beats.beat(seat), self._deaths[seat])
             code = 0
         except BaseException:
             log.exception("process failed", name=child.name)
         finally:
             log.flush()
             os._exit(code)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            if self._stopping_since is None:
-                log.info("shutting down", signal=number.name)
-                self._stopping_since = time.monotonic()
-                for one in self._bound:  # else clients would wait in a queue that nobody takes them from
-                    one.socket.close()
-        elif number == signal.SIGHUP:
-            log.reopen()
-            self._tell(signal.SIGHUP)
 
     def _tell(self, number: signal.Signals) -> None:
         for pid in self._running:
@@ -282,6 +394,66 @@ class _Supervisor:
         if time.monotonic() - self._stopping_since > self._config["server.shutdown_seconds"] + KILL_AFTER_SECONDS:
             log.error("processes did not end in time", pids=" ".join(str(pid) for pid in self._running))
             self._tell(signal.SIGKILL)
+
+    # -------------------------------------------------------------- what it is asked
+
+    def _signal(self, number: signal.Signals) -> None:
+        if number in _STOP:
+            self._stop(f"asked to by {number.name}", signal.SIGTERM)
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR1:
+            reopen_log()
+            self._tell(signal.SIGUSR1)
+        elif number == signal.SIGUSR2:
+            self._replace()
+
+    def _stop(self, why: str, farewell: signal.Signals) -> None:
+        if self._stopping_since is None:
+            log.info("shutting down", why=why)
+            systemd.notify("STOPPING=1" if farewell is signal.SIGTERM else "STATUS=Replaced")
+            self._stopping_since = time.monotonic()
+            for one in self._bound:  # else clients would wait in a queue that nobody takes them from
+                one.socket.close()
+        if self._farewell is not farewell:
+            self._farewell = signal.SIGTERM if self._farewell is signal.SIGUSR2 else farewell
+        self._tell(self._farewell)
+
+    def _reload(self) -> None:
+        """Only what is good is handed on: the children read it for themselves."""
+        systemd.reloading()
+        config = reread(self._config, self._context)
+        if config is not None:
+            self._config = config
+            self._tell(signal.SIGHUP)
+        systemd.notify("READY=1")
+
+    def _look_at_certificates(self) -> None:
+        """For children that are started later; those that run look for themselves."""
+        if self._context is None or time.monotonic() - self._files_looked_at < CERTIFICATES_SECONDS:
+            return
+        self._files_looked_at = time.monotonic()
+        if self._context.changed():
+            load_certificates(self._config, self._context)
+
+    def _replace(self) -> None:
+        if self._successor is None and self._stopping_since is None:
+            try:
+                self._successor = Successor(self._bound, self._pid_file)
+            except OSError as failure:
+                log.error("next server not started", error=str(failure))
+
+    def _look_after_successor(self) -> None:
+        verdict = None if self._successor is None else self._successor.verdict()
+        if verdict is None or self._successor is None:
+            return
+        if verdict:
+            systemd.notify(f"MAINPID={self._successor.pid}")
+            self._pid_file.leave()
+            self._stop("replaced", signal.SIGUSR2)
+        else:
+            self._pid_file.write()
+        self._successor = None
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

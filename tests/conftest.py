@@ -21,9 +21,10 @@ import trustme
 from gevent.monkey import get_original
 
 from mailsrv import config, log
-from mailsrv.daemon import PARTS, SERVICES, Server, bind_all, tls_context
+from mailsrv.daemon import PARTS, Server
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import hash_password
+from mailsrv.start import SERVICES, bind_all, tls_context
 
 DOMAIN = "example.com"
 USERS = ("ann", "bo", "cy")
@@ -86,7 +87,9 @@ def configuration(directory: Path, certificate: tuple[str, str] | None, changes:
         },
         **{name: {"listen": [f"127.0.0.1:{port}"]} for name, port in zip(SERVICES, free_ports(5), strict=True)},
     }  # fmt: skip
-    if certificate is not None:
+    if certificate is None:
+        values["tls"] = {"self_signed": False}
+    else:
         values["tls"] = {"certificate": certificate[0], "key": certificate[1]}
     for name, value in changes.items():
         section, _, key = name.partition(".")

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    from mailsrv.daemon import StartError
+    from mailsrv.start import StartError
 
     args = parser().parse_args(argv)
     run: Command = args.run

@@ -16,7 +16,7 @@ from typing import Any
 from mailsrv.cli.common import human
 from mailsrv.config import Config
 from mailsrv.control import Reply, ask_all
-from mailsrv.supervisor import running_pid
+from mailsrv.pidfile import running_pid
 from mailsrv.vitals import memory_of
 
 ASK_SECONDS = 2.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from mailsrv import __version__, config, log
@@ -14,21 +15,28 @@ from mailsrv.cli.common import DONE, FAILED, Commands, load_config, port, say
 
 
 def serve(args: argparse.Namespace) -> int:
-    from mailsrv import supervisor
+    from mailsrv import handover, supervisor
+    from mailsrv.start import StartError
 
-    settings = load_config(args)
-    log.configure(level=settings["log.level"], file=settings["log.file"] or None, format=settings["log.format"])
-    supervisor.serve(settings)
+    before = handover.inherited()
+    try:
+        settings = load_config(args)
+        settings.path = os.path.abspath(settings.path)  # it is read again, maybe from elsewhere
+        log.configure(level=settings["log.level"], format=settings["log.format"])
+        supervisor.serve(settings, before, foreground=args.foreground)
+    except (config.ConfigError, StartError) as failure:
+        before.failed(str(failure))
+        raise
     return DONE
 
 
 def check(args: argparse.Namespace) -> int:
-    from mailsrv.daemon import tls_context
+    from mailsrv.start import tls_context
 
     settings = load_config(args)
     tls_context(settings)
     if not settings["tls.certificate"]:
-        say(f"{settings.path}: note: without tls.certificate nobody can log in")
+        say(f"{settings.path}: note: without tls.certificate the server makes its own, which mail programs warn of")
     print(f"{settings.path}: ok")
     return DONE
 
@@ -77,8 +85,8 @@ def register(commands: Commands) -> None:
     one.add_argument("--base-port", type=port, metavar="N", help="ports are N+25, N+143, N+465, N+587, N+993 (2000)")
     one.add_argument("--check", action="store_true", help="send one message through it, print the latencies, and end")
 
-    one = commands.add("serve", serve, "run the server")
-    one.add_argument("--foreground", action="store_true", help="stay in the foreground (always so for now)")
+    one = commands.add("serve", serve, "run the server; without --foreground it returns when the server is ready")
+    one.add_argument("--foreground", action="store_true", help="stay in the foreground, as systemd and the like expect")
     commands.add("check", check, "check the configuration")
     commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do")
 

@@ -113,13 +113,16 @@ class Listener:
         tls_context: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
         self.service = service
-        self._socket, self._make, self._admission, self._farewell = sock, make, admission, farewell
+        self._socket, self._admission, self._farewell = sock, admission, farewell
+        self.make = make  # what connections get from now on
         self.address = _written(sock.getsockname())
         self._tls_context = tls_context
         self._acceptor: gevent.Greenlet | None = None
         self._connections = Group()
-        self.sessions: set[Conversation] = set()
+        self.sessions: dict[Conversation, float] = {}  # and when they began (monotonic clock)
         self._stopping = False
+        self._grace = 0.0
+        self._goodbyes = Group()
 
     @property
     def connections(self) -> int:
@@ -167,14 +170,14 @@ class Listener:
             context = self._tls_context()
             if context is not None:
                 sock = handshake(sock, context)
-            session = self._make(Stream(sock, peer, service=self.service))
-            self.sessions.add(session)
+            session = self.make(Stream(sock, peer, service=self.service))
+            self.sessions[session] = time.monotonic()
             try:
                 if self._stopping:
-                    session.stop()
+                    self._goodbyes.add(gevent.spawn_later(self._grace, session.stop))
                 session.run()
             finally:
-                self.sessions.discard(session)
+                del self.sessions[session]
         except (StreamError, OSError) as failure:
             counters.connections_refused.add(self.service, "handshake")
             log.info("connection failed", service=self.service, peer=peer, reason=str(failure))
@@ -189,15 +192,30 @@ class Listener:
             self._acceptor.kill()
         self._socket.close()
 
-    def stop(self) -> None:
-        """Ask every session to end."""
-        self._stopping = True
-        for session in list(self.sessions):
-            session.stop()
+    def stop(self, *, over: float = 0.0, grace: float = 0.0) -> None:
+        """Ask every session to end: the oldest at once, the last after `over` seconds, none before it is `grace`
+        seconds old. Does not wait, and a client that does not take its goodbye holds nobody up. A second call replaces
+        the first.
+        """
+        self._stopping, self._grace = True, grace
+        self._goodbyes.kill(block=False)
+        self._goodbyes = Group()
+        self._goodbyes.spawn(self._send_away, over, grace)
+
+    def _send_away(self, over: float, grace: float) -> None:
+        now = time.monotonic()
+        apart = over / max(1, len(self.sessions))
+        for place, (session, began) in enumerate(sorted(self.sessions.items(), key=lambda item: item[1])):
+            due = max(now + place * apart, began + grace)
+            if due > time.monotonic():
+                gevent.sleep(due - time.monotonic())
+            if session in self.sessions:
+                self._goodbyes.spawn(session.stop)
 
     def join(self, deadline: float) -> int:
         """Wait until all connections have ended, or until the deadline (monotonic); how many were cut off then."""
         self._connections.join(timeout=max(0.0, deadline - time.monotonic()))
         left = len(self._connections)
+        self._goodbyes.kill()
         self._connections.kill()
         return left

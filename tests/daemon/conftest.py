@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from mailsrv.daemon import SERVICES
 from mailsrv.mail.accounts import Accounts
+from mailsrv.start import SERVICES
 from tests.conftest import DOMAIN, PASSWORD, USERS, configuration
 
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ class Daemon:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mailsrv", "serve", "--config", self.settings.path], cwd=ROOT,
+            [sys.executable, "-m", "mailsrv", "serve", "--foreground", "--config", self.settings.path], cwd=ROOT,
         )  # fmt: skip
         until(lambda: self.answers("imap") and self.answers("smtp"), "the server answers")
 

@@ -50,6 +50,8 @@ def test_a_part_begins_only_when_nobody_else_has_it(servers, monkeypatch):
     assert told == [("started", first)]
     first.parts[0].close(time.monotonic())
     eventually(lambda: told == [("started", first), ("closed", first), ("started", second)])
+    second.parts[0].renew()
+    assert told[-2:] == [("closed", second), ("started", second)]
     second.parts[0].close(time.monotonic())
     assert told[-1] == ("closed", second)
     for one in servers:
