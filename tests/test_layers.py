@@ -35,6 +35,7 @@ TOP = {
     "heartbeat",
     "pidfile",
     "privileges",
+    "installation",
     "quickstart",
     "runner",
     "reference",

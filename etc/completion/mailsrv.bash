@@ -50,6 +50,8 @@ _mailsrv() {
             ' limits') path='limits' ;;
             'limits list') path='limits list' ;;
             'limits clear') path='limits clear' ;;
+            ' install') path='install' ;;
+            ' uninstall') path='uninstall' ;;
         esac
     done
     case "$path:$previous" in
@@ -153,9 +155,13 @@ _mailsrv() {
         'limits:-c'|'limits:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'limits list:-c'|'limits list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'limits clear:-c'|'limits clear:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'install:-c'|'install:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'install:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'uninstall:-c'|'uninstall:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'uninstall:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits install uninstall -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -202,6 +208,8 @@ _mailsrv() {
         'limits') words='list clear -h --help -c --config --json' ;;
         'limits list') words='-h --help -c --config --json' ;;
         'limits clear') words='-h --help -c --config --json --all' ;;
+        'install') words='-h --help -c --config --json --dry-run --prefix' ;;
+        'uninstall') words='-h --help -c --config --json --dry-run --prefix --purge-config' ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ ${#COMPREPLY[@]} -gt 0 || $cur == -* ]] || COMPREPLY=($(compgen -f -- "$cur"))

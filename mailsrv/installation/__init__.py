@@ -1,0 +1,1 @@
+"""How the program gets onto a machine and into service: install, uninstall, setup, and what is looked at before."""
