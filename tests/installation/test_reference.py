@@ -88,7 +88,7 @@ def test_zsh_completes(tmp_path):
     """In a real interactive shell, on a terminal."""
     script = ROOT / "tests/installation/zsh_completes.zsh"
     done = subprocess.run(
-        ["zsh", "-f", str(script), str(ROOT / "etc/completion"), "mailsrv user "],
+        ["zsh", "-f", str(script), str(ROOT / "etc/completion"), "mailsrv user ", "remove"],
         capture_output=True, text=True, timeout=30, env={**os.environ, "HOME": str(tmp_path), "TERM": "vt100"},
     )  # fmt: skip
     offered = set(re.findall(r"([\w-]+)\s+-- ", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", done.stdout)))
