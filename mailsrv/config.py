@@ -50,6 +50,10 @@ class Config:
         return f"{self['server.data_dir']}/throttle.sqlite3"
 
     @property
+    def dkim_path(self) -> str:
+        return f"{self['server.data_dir']}/dkim"
+
+    @property
     def mail_root(self) -> str:
         return f"{self['server.data_dir']}/mail"
 

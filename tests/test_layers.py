@@ -28,6 +28,8 @@ TOP = {
     "config",
     "control",
     "daemon",
+    "dns_check",
+    "dns_records",
     "doctor",
     "detach",
     "generate",
@@ -42,6 +44,7 @@ TOP = {
     "start",
     "systemd",
     "settings",
+    "spf",
     "supervisor",
     "vitals",
 }

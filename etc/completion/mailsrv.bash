@@ -52,6 +52,15 @@ _mailsrv() {
             'limits clear') path='limits clear' ;;
             ' install') path='install' ;;
             ' uninstall') path='uninstall' ;;
+            ' dkim') path='dkim' ;;
+            'dkim generate') path='dkim generate' ;;
+            'dkim list') path='dkim list' ;;
+            'dkim rotate') path='dkim rotate' ;;
+            'dkim activate') path='dkim activate' ;;
+            'dkim retire') path='dkim retire' ;;
+            ' dns') path='dns' ;;
+            'dns generate') path='dns generate' ;;
+            'dns check') path='dns check' ;;
         esac
     done
     case "$path:$previous" in
@@ -159,9 +168,23 @@ _mailsrv() {
         'install:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'uninstall:-c'|'uninstall:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'uninstall:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim:-c'|'dkim:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim generate:-c'|'dkim generate:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim list:-c'|'dkim list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim rotate:-c'|'dkim rotate:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim activate:-c'|'dkim activate:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dkim retire:-c'|'dkim retire:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dns:-c'|'dns:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dns generate:-c'|'dns generate:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dns generate:--ip') COMPREPLY=(); return ;;
+        'dns generate:--form') COMPREPLY=($(compgen -W 'both zone table' -- "$cur")); return ;;
+        'dns generate:--dmarc') COMPREPLY=($(compgen -W 'none quarantine reject' -- "$cur")); return ;;
+        'dns generate:--mta-sts') COMPREPLY=($(compgen -W 'testing enforce none' -- "$cur")); return ;;
+        'dns check:-c'|'dns check:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits install uninstall -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits install uninstall dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -210,6 +233,15 @@ _mailsrv() {
         'limits clear') words='-h --help -c --config --json --all' ;;
         'install') words='-h --help -c --config --json --dry-run --prefix' ;;
         'uninstall') words='-h --help -c --config --json --dry-run --prefix --purge-config' ;;
+        'dkim') words='generate list rotate activate retire -h --help -c --config --json' ;;
+        'dkim generate') words='-h --help -c --config --json' ;;
+        'dkim list') words='-h --help -c --config --json' ;;
+        'dkim rotate') words='-h --help -c --config --json' ;;
+        'dkim activate') words='-h --help -c --config --json --unchecked' ;;
+        'dkim retire') words='-h --help -c --config --json --at-once' ;;
+        'dns') words='generate check -h --help -c --config --json' ;;
+        'dns generate') words='-h --help -c --config --json --ip --form --dmarc --mta-sts' ;;
+        'dns check') words='-h --help -c --config --json --ip' ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ ${#COMPREPLY[@]} -gt 0 || $cur == -* ]] || COMPREPLY=($(compgen -f -- "$cur"))

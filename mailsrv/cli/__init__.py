@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from mailsrv import __version__, config
-from mailsrv.cli import installing, limits, mailboxes, people, queue, server, watching
+from mailsrv.cli import dkim, dns, installing, limits, mailboxes, people, queue, server, watching
 from mailsrv.cli.common import FAILED, Command, Commands, Failure, say
 from mailsrv.errors import MailError
 
-SUBJECTS = (server, watching, people, mailboxes, queue, limits, installing)
+SUBJECTS = (server, watching, people, mailboxes, queue, limits, installing, dkim, dns)
 
 
 def parser() -> argparse.ArgumentParser:
