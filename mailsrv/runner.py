@@ -3,7 +3,7 @@
 It is one part of a process that has accounts, mailboxes and an intake; where several processes serve, of a process of
 its own. Others put entries into the spool and wake it through its socket.
 
-Imports: config, smtp.relay, net.resolver, mail, store.
+Imports: config, smtp.relay, net.resolver, mail, store, wire.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Protocol
 from mailsrv.config import Config
 from mailsrv.mail.accounts import Accounts, parse_address
 from mailsrv.mail.bounce import Bounces
+from mailsrv.mail.dkim import Keys
 from mailsrv.mail.intake import Intake, Outgoing, main_domain
 from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.signing import Signer
 from mailsrv.mail.wakeup import NAME, Waker
 from mailsrv.net.resolver import Resolver
 from mailsrv.smtp.next_hops import Ourselves
@@ -23,6 +25,8 @@ from mailsrv.smtp.relay import Relay, RelaySettings
 from mailsrv.store.files import offload
 from mailsrv.store.spool import Spool
 from mailsrv.values import Address, Envelope, Job, Outcome
+from mailsrv.wire.draft import parse_authors
+from mailsrv.wire.lines import WholeLines
 
 
 def socket_path(config: Config) -> str:
@@ -65,16 +69,23 @@ class WayOut(Protocol):
     def close(self) -> None: ...
 
 
-def way_out(config: Config) -> WayOut:
+def signer_of(config: Config, accounts: Accounts) -> Signer:
+    return Signer(
+        Keys(config.dkim_path), may_author=accounts.may_author, authors=parse_authors, whole_lines=WholeLines
+    )  # fmt: skip
+
+
+def way_out(config: Config, accounts: Accounts) -> WayOut:
     """To other servers."""
     ports = frozenset(port for _, port in config["smtp.listen"])
     ourselves = Ourselves(frozenset({config["server.hostname"]}), ports=ports | {25})
-    return Relay(RelaySettings(config["server.hostname"], ourselves=ourselves), Resolver(), offload)
+    settings = RelaySettings(config["server.hostname"], ourselves=ourselves)
+    return Relay(settings, Resolver(), offload, sign=signer_of(config, accounts).sign)
 
 
 class Runner:
     def __init__(self, config: Config, accounts: Accounts, intake: Intake) -> None:
-        self._way_out = way_out(config)
+        self._way_out = way_out(config, accounts)
         ways = Ways(self._way_out, self._way_out.destination, intake.deliver, accounts.is_local, intake.post)
         self.queue = Queue(
             intake.spool, ways, schedule_of(config), connections=config["queue.attempts"],

@@ -238,7 +238,7 @@ class Elsewhere:
 @pytest.fixture
 def elsewhere(monkeypatch):
     made = Elsewhere()
-    monkeypatch.setattr(runner, "way_out", lambda config: made)
+    monkeypatch.setattr(runner, "way_out", lambda config, accounts: made)
     return made
 
 

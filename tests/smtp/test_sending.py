@@ -62,7 +62,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch):
     made = World()
-    monkeypatch.setattr(runner, "way_out", lambda config: made)
+    monkeypatch.setattr(runner, "way_out", lambda config, accounts: made)
     yield made
     made.open = True
 
