@@ -10,6 +10,7 @@ from mailsrv import cli
 from mailsrv.mail.accounts import Accounts
 from mailsrv.net import resolver
 from tests.conftest import configuration
+from tests.fakes.dns import SERVFAIL, FakeDns
 
 
 @pytest.fixture
@@ -49,25 +50,17 @@ def selectors(command, *words):
 
 @pytest.fixture
 def published(monkeypatch):
-    """What the resolver of the command finds."""
-    found = {}
+    """The DNS as the command finds it."""
+    real = resolver.Resolver
+    with FakeDns() as made:
+        settings = resolver.ResolverSettings(("127.0.0.1",), made.port, try_seconds=0.5, seconds=2.0)
+        monkeypatch.setattr(resolver, "Resolver", lambda: real(settings))
+        yield made
 
-    class Fake:
-        def lookup(self, name, type, *, until=None):
-            if found.get((name, type)) == "SERVFAIL":
-                raise resolver.LookupFailed(f"{name}: SERVFAIL")
-            if not any(one == name for one, _ in found):
-                raise resolver.NameNotFound(name)
-            values = found.get((name, type), [])
-            if type == "MX":
-                values = [(int(value.split()[0]), value.split()[1].rstrip(".")) for value in values]
-            return resolver.Records(tuple(values), False, name, 300.0)
 
-        def addresses(self, host, *, until=None):
-            raise resolver.NameNotFound(host)
-
-    monkeypatch.setattr(resolver, "Resolver", Fake)
-    return found
+def publish(published, text):
+    for (name, type), values in zone(text).items():
+        published.add(name, type, *[f'"{value[:255]}" "{value[255:]}"' if type == "TXT" else value for value in values])
 
 
 def test_b21_keys_from_the_first_to_the_last(command, published):
@@ -75,14 +68,15 @@ def test_b21_keys_from_the_first_to_the_last(command, published):
     first = set(selectors(command))
     assert {name for name, _ in records} == {f"{one}._domainkey.ours.example" for one in first} and len(first) == 2
     assert "mailsrv dkim rotate ours.example" in command("dkim", "generate", "ours.example", code=1)[1]
-    new = zone(command("dkim", "rotate", "OURS.example.")[0])
+    pasted = command("dkim", "rotate", "OURS.example.")[0]
+    new = zone(pasted)
     refused = command("dkim", "activate", "ours.example", code=1)[1]
     assert "--unchecked" in refused and any(name in refused for name, _ in new)
-    published.update(new)
-    published[next(iter(new))] = "SERVFAIL"
+    publish(published, pasted)
+    published.fail(next(iter(new))[0], "TXT", SERVFAIL)
     command("dkim", "activate", "ours.example", code=1)
     assert {one for one, state in selectors(command).items() if state == "active"} == first, "not while one is not seen"
-    published.update(new)
+    publish(published, pasted)
     command("dkim", "activate", "ours.example")
     states = selectors(command, "ours.example")
     assert {one for one, state in states.items() if state == "old"} == first
@@ -126,15 +120,16 @@ def test_f21_check_says_how_it_is(command, published):
     assert re.search(r"(?m)^missing MX: ours\.example MX\n +found: +nothing\n +expected: 10 mx\.ours\.example\n", out)
     assert "v=DKIM1; k=ed25519" in out
     options = ("ours.example", "--ip", "9.9.9.10")
-    published.update(zone(command("dns", "generate", *options, "--form", "zone")[0].partition("; the policy")[0]))
+    publish(published, command("dns", "generate", *options, "--form", "zone")[0].partition("; the policy")[0])
     rows = json.loads(command("dns", "check", *options, "--json")[0])
     told = [row for row in rows if row["result"] != "pass"]
     assert [row["what"] for row in told] == ["MTA-STS policy"], "there is no web server for it"
     assert "not found" in told[0]["advice"]
-    published["ours.example", "MX"] = ["10 evil\x1b[31m.example."]
+    published.add("ours.example", "MX", "10 mx.ours.example.")
+    published.add("_dmarc.ours.example", "TXT", '"v=DMARC1; p=\\027[31mred"')
     out, _ = command("dns", "check", *options, code=1)
-    assert "\x1b" not in out, "what others publish does not reach the terminal as it is"
-    published["ours.example", "TXT"] = "SERVFAIL"
+    assert "p=\\x1b[31mred" in out, "what others publish does not reach the terminal as it is"
+    published.fail("ours.example", "TXT", SERVFAIL)
     assert re.search(r"fail +SPF.*\n.*\n* +.*did not answer", command("dns", "check", *options, code=1)[0])
     with pytest.raises(SystemExit) as misuse:
         command("dns", "check", "ours.example", "--ip", "999.1.1.1")
