@@ -159,7 +159,7 @@ def _together(values: dict[str, Any], path: str, seen: dict[str, int]) -> list[s
         problems.append(
             f"{path}:{line}: server.run_dir: a path of at most {MOST_SOCKET_PATH} octets is needed for sockets"
         )
-    services = ("smtp", "submission", "submissions", "imap", "imaps")
+    services = ("smtp", "submission", "submissions", "imap", "imaps", "metrics")
     owners: dict[tuple[str, int], str] = {}
     for service in services:
         for address in values[f"{service}.listen"]:

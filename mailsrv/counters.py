@@ -76,6 +76,15 @@ class Histogram:
         return [[list(key), row] for key, row in self.values.items()]
 
 
+class Level:
+    """How many of something there are now."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Samples:
     """The latest of some figure, for percentiles of the last minutes."""
 
@@ -114,6 +123,8 @@ imap_seconds = Histogram(
     "mailsrv_imap_command_seconds", "From a command to its completion; IDLE is not counted.", "command"
 )
 
+idling = Level()  # IMAP sessions in IDLE
+
 delivery_seconds = Histogram(
     "mailsrv_delivery_seconds",
     "From the end of a message's data until it was durable, committed, answered, and pushed to the first watcher.",
@@ -123,6 +134,13 @@ push_seconds = Histogram(
     "mailsrv_push_seconds", "From a message's commit until the first and the last watcher had been written to.", "who"
 )
 pushes = Samples()  # of push_seconds, first
+
+canary_seconds = Histogram(
+    "mailsrv_canary_seconds", "From the commit of a message to ourselves until a process had been told of it."
+)
+canary_failures = Counter(
+    "mailsrv_canary_failures_total", "Messages to ourselves not stored, or not announced in time."
+)
 
 hub_delay = Histogram(
     "mailsrv_hub_delay_seconds", "How much later than it should an event was handled, sampled.", bounds=LOOP

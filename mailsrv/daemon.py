@@ -30,6 +30,7 @@ from mailsrv.imap.session import Session as ImapSession
 from mailsrv.mail import throttle
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.bus import Bus
+from mailsrv.mail.canary import Canary
 from mailsrv.mail.intake import Intake
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
@@ -42,9 +43,10 @@ from mailsrv.net import listener, tls
 from mailsrv.net.stream import Stream
 from mailsrv.net.tally import Shared, Tally
 from mailsrv.networks import Networks
+from mailsrv.probes import Probe
 from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
-from mailsrv.start import IMPLICIT_TLS, Bound, load_certificates, reopen_log, reread
+from mailsrv.start import IMPLICIT_TLS, PROBES, Bound, load_certificates, reopen_log, reread
 from mailsrv.store.files import close, offload
 from mailsrv.vitals import Vitals
 from mailsrv.wire import mime
@@ -56,6 +58,7 @@ TICK_SECONDS = 0.001
 BEATS_IN_HANG = 5  # signs of life in the time after which a process is taken to hang
 TURN_SECONDS = 0.05
 RETRY_SECONDS = 10.0
+MOST_PROBES = 32  # connections of one process
 GOODBYES_A_SECOND = 100  # at a stop, of each listener; more when the time is short
 CERTIFICATES_SECONDS = 60.0  # between two looks at their files
 
@@ -69,12 +72,10 @@ def throttle_limits(config: Config) -> throttle.Limits:
     )
 
 
-def _smtp_farewell(reason: str) -> bytes:
-    return b"421 4.7.0 %b\r\n" % reason.encode()
-
-
-def _imap_farewell(reason: str) -> bytes:
-    return b"* BYE [LIMIT] %b\r\n" % reason.encode()
+def _farewell(service: str) -> Callable[[str], bytes]:
+    """What a client without a place is told, and why."""
+    words = b"" if service == PROBES else b"* BYE [LIMIT] %b\r\n" if service.startswith("imap") else b"421 4.7.0 %b\r\n"
+    return lambda reason: words % reason.encode() if words else b""
 
 
 class Leaving(Enum):
@@ -152,17 +153,22 @@ class Server:
         self.control = Control(config["server.run_dir"], name)
         self._admission = listener.Admission(_limits(config), self.tally)
         makers = self._makers()
+        probing = listener.Admission(listener.Limits(MOST_PROBES, MOST_PROBES))
         self.listeners = [
             listener.Listener(
                 one.socket,
                 one.service,
                 makers[one.service],
-                self._admission,
-                farewell=_imap_farewell if one.service.startswith("imap") else _smtp_farewell,
+                probing if one.service == PROBES else self._admission,
+                farewell=_farewell(one.service),
                 tls_context=(lambda: context) if one.service in IMPLICIT_TLS else (lambda: None),
             )
             for one in bound
         ]
+        self.canary: Canary | None = None
+        if bound and config["canary.seconds"]:
+            home = f"{config['server.data_dir']}/canary"
+            self.canary = Canary(self.intake, home, config["canary.seconds"], sends=leads)
         self.vitals = Vitals(self, restarts=restarts)
         self.parts = [_Once(name, self) for name in parts]
 
@@ -175,6 +181,7 @@ class Server:
             "submissions": self._smtp_maker(context, submission=True),
             "imap": self._imap_maker(context),
             "imaps": self._imap_maker(context),
+            PROBES: lambda stream: Probe(stream, self),
         }
 
     def _smtp_maker(self, context: tls.ServerContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
@@ -256,6 +263,8 @@ class Server:
             self._ticker = gevent.spawn(_tick)
         for one in self.listeners:
             one.start()
+        if self.canary is not None:
+            self.canary.start()
         for part in self.parts:
             part.start()
         self._heart = gevent.spawn(self._beat_on)
@@ -309,6 +318,10 @@ class Server:
         """End when others serve already: those who came lately may finish what they came for."""
         self._end(Leaving.REPLACED)
 
+    @property
+    def stopping(self) -> bool:
+        return self._leaving is not None
+
     def _end(self, how: Leaving) -> None:
         if self._leaving in (None, Leaving.REPLACED) and self._leaving is not how:
             begun, self._leaving = self._leaving is not None, how
@@ -339,6 +352,8 @@ class Server:
         for greenlet in (self._ticker, self._heart, self._certificates):
             if greenlet is not None:
                 greenlet.kill()
+        if self.canary is not None:
+            self.canary.close()
         self.upkeep.close()
         self.vitals.close()
         self.control.close()

@@ -4,7 +4,7 @@ pages, completion for shells.
 Run `python -m mailsrv.generate` after changing a setting, a command or the table below; `tox -e docs` fails on a
 difference.
 
-Imports: cli, config, reference.
+Imports: cli, config, metrics, reference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from mailsrv import cli, config
+from mailsrv import cli, config, metrics
 from mailsrv.reference import completion, manual, tree
 
 
@@ -113,6 +113,7 @@ def documents() -> dict[str, str]:
         "etc/completion/_mailsrv": completion.zsh(commands),
         "docs/settings.md": config.reference(),
         "docs/rfc.md": rfc_table(),
+        "docs/metrics.md": metrics.reference(),
     }
 
 

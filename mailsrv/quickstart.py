@@ -68,6 +68,8 @@ imap:
   listen: ["{HOST}:{base_port + 143}"]
 imaps:
   listen: ["{HOST}:{base_port + 993}"]
+canary:
+  seconds: 0
 log:
   level: info
   file: {json.dumps(directory + "/mailsrv.log")}

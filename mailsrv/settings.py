@@ -230,6 +230,8 @@ SECTIONS = {
     "forwarding": "Mail that an alias or a catch-all leads to other servers.",
     "queue": "Mail on its way to other servers: when it is tried, and when it is given up.",
     "limits": "What one client may ask for. Who has to wait now: mailsrv limits list.",
+    "metrics": "Figures for Prometheus and the answer to whether the server is well, by HTTP.",
+    "canary": "A message to ourselves now and then, to know that mail is stored and pushed.",
     "log": "One event, one line.",
 }
 
@@ -317,6 +319,11 @@ SETTINGS = (
             "once, such as a webmail's host: no limit for one address there, and no pause for the network."),
     Setting("limits.write_seconds", _number(1, 600, "seconds"), 60, "A client that does not read for this long while "
             "something is sent to it is cut off."),
+    Setting("metrics.listen", LISTEN, [], "Addresses for /metrics, /health and /ready, such as [\"127.0.0.1:9325\"]. "
+            "Whoever can connect can read them. Nothing: they are not offered.", live=False),
+    Setting("canary.seconds", _number(0, 86400, "seconds"), 60, "How often a message is put into a hidden mailbox of "
+            "the server's own, and must be announced to every process. What fails is in `mailsrv status`. 0: never.",
+            live=False),
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),
     Setting("log.file", OPTIONAL_PATH, "", "File to append to. Nothing: standard error."),
     Setting("log.hub_delay", FLAG, False, "Log how late the event loop was, the worst of each second."),

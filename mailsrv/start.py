@@ -18,6 +18,7 @@ from mailsrv.config import Config, ConfigError
 from mailsrv.net import listener, tls
 
 IMPLICIT_TLS = ("submissions", "imaps")
+PROBES = "metrics"
 SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
 Address = tuple[str, int]
 
@@ -44,7 +45,7 @@ def bind_all(config: Config, inherited: Mapping[tuple[str, Address], socket.sock
     """
     bound: list[Bound] = []
     try:
-        for service in SERVICES:
+        for service in (*SERVICES, PROBES):
             if service in IMPLICIT_TLS and not offers_tls(config):
                 continue
             for address in config[f"{service}.listen"]:

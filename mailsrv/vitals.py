@@ -100,6 +100,7 @@ class Vitals:
             "push_seconds": [round(value, 6) for value in counters.pushes.since(WINDOW_SECONDS)],
             "hub_delay_seconds": [round(value, 6) for value in self._delays.since(WINDOW_SECONDS)],
             "index": server.watch.lag(),
+            "canary": server.canary.described() if server.canary is not None else None,
             "log_dropped": log.dropped(),
         }  # fmt: skip
 
@@ -109,11 +110,13 @@ class Vitals:
         for listener in self._server.listeners:
             connections[listener.service] += listener.connections
         late, oldest = self._server.watch.lag()
+        canary = self._server.canary
         return {
             "counters": {name: one.rows() for name, one in counters.ALL.items()},
             "gauges": {
                 "mailsrv_connections": [[[service], count] for service, count in connections.items()],
                 "mailsrv_index_lag_mailboxes": [[[], late]],
+                "mailsrv_sessions_idling": [[[], counters.idling.count]],
             },
             "process": {
                 "mailsrv_process_start_time_seconds": self._began_at,
@@ -122,6 +125,7 @@ class Vitals:
                 "mailsrv_process_restarts_total": self._restarts,
                 "mailsrv_index_lag_seconds": oldest,
                 "mailsrv_log_events_dropped_total": log.dropped(),
+                **({"mailsrv_canary_ok": int(not canary.problem)} if canary is not None else {}),
             },
         }  # fmt: skip
 

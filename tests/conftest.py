@@ -85,6 +85,7 @@ def configuration(directory: Path, certificate: tuple[str, str] | None, changes:
             "hostname": "mx.example.com", "data_dir": f"{directory}/data", "run_dir": f"{directory}/run", "workers": 1,
             "shutdown_seconds": 2,
         },
+        "canary": {"seconds": 0},
         **{name: {"listen": [f"127.0.0.1:{port}"]} for name, port in zip(SERVICES, free_ports(5), strict=True)},
     }  # fmt: skip
     if certificate is None:

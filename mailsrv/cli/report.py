@@ -1,13 +1,12 @@
 """How a server is: collected from its processes and its files, and written for people.
 
-Imports: cli.common, certificates, config, control, supervisor (the pid file), vitals.    docs/monitoring.md.
+Imports: cli.common, certificates, config, control, pidfile, start, vitals.    docs/monitoring.md.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-import ssl
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from mailsrv.cli.common import human
 from mailsrv.config import Config
 from mailsrv.control import Reply, ask_all
 from mailsrv.pidfile import running_pid
+from mailsrv.start import certificate_files
 from mailsrv.vitals import memory_of
 
 ASK_SECONDS = 2.0
@@ -67,6 +67,7 @@ def _together(pid: int, replies: Sequence[Reply]) -> dict[str, Any]:
         "push": percentiles([value for one in answers for value in one["push_seconds"]]),
         "hub_delay": percentiles([value for one in answers for value in one["hub_delay_seconds"]]),
         "index": {"waiting": sum(lag[0] for lag in lags), "oldest_seconds": max((lag[1] for lag in lags), default=0.0)},
+        "canary": _canary([(reply.process, reply.answer["canary"]) for reply in replies if not reply.error]),
         "log_dropped": sum(one["log_dropped"] for one in answers),
     }  # fmt: skip
 
@@ -79,6 +80,18 @@ def _process(reply: Reply) -> dict[str, Any]:
         row["connections"] = sum(known["connections"].values())
         row |= {name: known[name] for name in ("memory_bytes", "restarts")}
     return row
+
+
+def _canary(told: Sequence[tuple[str, dict[str, Any] | None]]) -> dict[str, Any] | None:
+    """Of all processes that watch: what is wrong with each, when one saw a message last, how late the slowest was."""
+    watching = [(name, one) for name, one in told if one is not None]
+    if not watching:
+        return None
+    return {
+        "problems": {name: one["problem"] for name, one in watching if one["problem"]},
+        "seen_at": max(one["seen_at"] for _, one in watching) or None,
+        "last_seconds": max(one["last_seconds"] for _, one in watching),
+    }
 
 
 def percentiles(values: Sequence[float]) -> dict[str, Any]:
@@ -94,17 +107,18 @@ def percentiles(values: Sequence[float]) -> dict[str, Any]:
 
 def certificates(config: Config) -> list[dict[str, Any]]:
     """The certificate files: when they end, or why that is not known."""
+    return [_certificate(path) for path, _ in certificate_files(config)]
+
+
+def _certificate(path: str) -> dict[str, Any]:
     from mailsrv.certificates import expiry
 
-    path = config["tls.certificate"]
-    if not path:
-        return []
     try:
         ends = expiry(path)
-    except (OSError, ValueError, ssl.SSLError) as failure:
-        return [{"file": path, "error": getattr(failure, "strerror", None) or str(failure)}]
+    except (OSError, ValueError) as failure:
+        return {"file": path, "error": getattr(failure, "strerror", None) or str(failure)}
     left = ends - datetime.datetime.now(datetime.UTC)
-    return [{"file": path, "expires": ends.isoformat(), "days_left": left.days, "error": None}]
+    return {"file": path, "expires": ends.isoformat(), "days_left": left.days, "error": None}
 
 
 def disk(path: str) -> dict[str, Any]:
@@ -122,6 +136,8 @@ def alarms(found: dict[str, Any]) -> list[str]:
     for one in found.get("processes", ()):
         if one["error"]:
             said.append(f"{one['name']} (pid {one['pid']}) does not answer: {one['error']}")
+    for name, problem in ((found.get("canary") or {}).get("problems") or {}).items():
+        said.append(f"Canary, {name}: {problem}")
     for one in found["certificates"]:
         if one["error"]:
             said.append(f"Certificate {one['file']}: {one['error']}")
@@ -187,9 +203,20 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("event loop", _percentiles(found["hub_delay"], "late by")),
         ("index", late if index["waiting"] else "nothing waits to be read"),
     ]
+    if found["canary"] is not None:
+        facts.append(("canary", _canary_text(found["canary"])))
     if found["queue"] is not None:
         facts.append(("queue", _queue(found["queue"])))
     return facts
+
+
+def _canary_text(canary: dict[str, Any]) -> str:
+    if canary["problems"]:
+        return "a message to ourselves was not stored and pushed in time: see below"
+    if canary["seen_at"] is None:
+        return "no message to ourselves yet"
+    seen = lasting(time.time() - canary["seen_at"])
+    return f"a message to ourselves was pushed within {canary['last_seconds'] * 1e3:.3f} ms, {seen} ago"
 
 
 def _percentiles(figures: dict[str, Any], words: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gevent.event import Event
 
+from mailsrv import counters
 from mailsrv.imap.context import Bye
 from mailsrv.net.stream import LimitExceeded
 from mailsrv.wire import imap_values as v
@@ -33,6 +34,7 @@ def idle(session: Session, command: v.Command) -> str:
     wake = session.wake
     session.stream.write(b"+ idling\r\n")
     session.idling_since = time.time()
+    counters.idling.count += 1
     watch = session.stream.watch_readable(wake.set)
     try:
         while True:
@@ -49,6 +51,7 @@ def idle(session: Session, command: v.Command) -> str:
                 break
     finally:
         session.idling_since = 0.0
+        counters.idling.count -= 1
         watch.stop()
     with session.waiting():
         try:
