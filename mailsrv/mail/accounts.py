@@ -163,8 +163,17 @@ class Accounts:
                     for statement in SCHEMA.split(";"):
                         self._db.execute(statement)
                     self._db.execute(f"PRAGMA user_version={VERSION}")
+            self._hand_over()
         elif version != VERSION:
             raise TemporaryFailure(f"{self._path} has schema version {version}; this program knows {VERSION}")
+
+    def _hand_over(self) -> None:
+        """As `files.hand_over`; SQLite gives its other files the owner that the database has. By its name: to close a
+        descriptor of a database would end SQLite's locks on it (fcntl(2)).
+        """
+        owner = os.stat(os.path.dirname(self._path))
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            os.chown(self._path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def close(self) -> None:
         if self._pid == os.getpid():

@@ -157,10 +157,7 @@ class Keys:
     def _changing(self, domain: str) -> Iterator[list[Key]]:
         """The keys of a domain, to be changed by one process at a time; written when the block ends well."""
         directory = f"{self._directory}/{domain}"
-        if not os.path.isdir(directory):
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            files.sync_directory(self._directory)
+        files.make_private(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -151,8 +151,7 @@ class Rewriter:
         with files.storage_errors("Keeping the sender of a forward"):
             if not os.path.isdir(directory):
                 self._forget(day - VALID_DAYS - 1)
-                os.makedirs(directory, mode=0o700, exist_ok=True)
-                files.sync_directory(self._directory)
+                files.make_private(directory)
             if not os.path.exists(f"{directory}/{name}"):
                 files.write_text(f"{directory}/{name}", f"{sender.local}\n{sender.domain}\n")
 
@@ -180,7 +179,7 @@ class Rewriter:
     def _read_secrets(self) -> list[bytes]:
         path = f"{self._directory}/secret"
         if not os.path.exists(path):
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            files.make_private(self._directory)
             files.create_text(path, secrets.token_hex(SECRET_OCTETS) + "\n")
         with open(path, encoding="ascii") as file:
             lines = file.read(4096).split()

@@ -164,6 +164,34 @@ def make_directory(path: str) -> None:
     os.mkdir(path, 0o700)
 
 
+def make_private(path: str) -> None:
+    """Make a directory, and those above it that are missing, which nobody else can read; durable."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_private(parent)
+    try:
+        make_directory(path)
+    except FileExistsError:
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        hand_over(fd, parent)
+    finally:
+        close(fd)
+    sync_directory(parent)
+
+
+def hand_over(fd: int, directory: str) -> None:
+    """What root makes in a directory belongs to whoever the directory belongs to: a command of the administrator must
+    not lock the server out.
+    """
+    if os.geteuid() == 0:
+        owner = os.stat(directory)
+        if owner.st_uid != 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
 def write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
@@ -178,8 +206,9 @@ def write_text(path: str, text: str) -> None:
     """Replace a small file: whole and durable, or as it was."""
     temporary = f"{path}.{os.getpid()}.tmp"
     step("write", path)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        hand_over(fd, os.path.dirname(path))
         write_all(fd, text.encode())
         os.fsync(fd)
     finally:
@@ -194,6 +223,7 @@ def create_text(path: str, text: str) -> None:
     step("write", path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
+        hand_over(fd, os.path.dirname(path))
         write_all(fd, text.encode())
         os.fsync(fd)
     finally:

@@ -10,7 +10,10 @@ from base64 import b64decode
 import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
+from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.dkim import ACTIVE, ED25519, NEW, OLD, RSA, Keys, KeysRefused
+from mailsrv.mail.srs import Rewriter
+from mailsrv.values import Address
 
 NOW = 1_795_575_900.0  # 2026-11-25
 DAY = 86400.0
@@ -54,6 +57,29 @@ def test_s31_keys_come_in_pairs_and_only_we_can_read_them(keys, tmp_path):
     assert made[0].name == "20261125-rsa._domainkey.ours.example"
     assert Keys(str(tmp_path / "dkim")).of("ours.example") == tuple(made), "the same for every process"
     assert keys.domains() == ["ours.example"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_s27_what_root_makes_is_the_servers(tmp_path, umask):
+    """As root, whoever owns the data directory owns what commands make in it; else nothing is given away."""
+    data = tmp_path / "data"
+    data.mkdir()
+    expected = os.getuid()
+    if os.getuid() == 0:
+        os.chown(data, 65534, 65534)
+        expected = 65534
+    before = os.umask(umask)
+    try:
+        Keys(str(data / "dkim")).generate("ours.example")
+        Rewriter(str(data / "srs")).forward(Address("x" * 60, "far.example"), "ours.example")
+        Accounts(str(data / "accounts.sqlite3"), str(data / "mail")).close()
+    finally:
+        os.umask(before)
+    made = list(data.rglob("*"))
+    assert {"secret", "keys.json", "accounts.sqlite3"} < {path.name for path in made}
+    assert {path.stat().st_uid for path in made} == {expected}
+    private = [path for path in made if path.name != "accounts.sqlite3"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o700, 0o600}
 
 
 def test_b21_rotation_overlaps(keys, clock):
