@@ -98,9 +98,21 @@ class Progress:
 # ------------------------------------------------------------------ what they act on
 
 
-def load_config(args: argparse.Namespace) -> config.Config:
-    path = args.config or os.environ.get("MAILSRV_CONFIG") or config.DEFAULT_PATH
-    return config.load(path)
+def config_path(args: argparse.Namespace) -> str:
+    return args.config or os.environ.get("MAILSRV_CONFIG") or config.DEFAULT_PATH
+
+
+def load_config(args: argparse.Namespace, *, stay_root: bool = False) -> config.Config:
+    """The configuration. From then on root is the server's user, so that the server owns what a command writes."""
+    settings = config.load(config_path(args))
+    if not stay_root and os.geteuid() == 0 and settings["server.user"]:
+        from mailsrv import privileges
+
+        identity = privileges.wanted(settings)
+        if identity is not None:
+            os.umask(privileges.UMASK)
+            privileges.drop(identity)
+    return settings
 
 
 def open_accounts(args: argparse.Namespace) -> Accounts:

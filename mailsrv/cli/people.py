@@ -92,9 +92,9 @@ def user_quota(args: argparse.Namespace) -> int:
 
 def user_import(args: argparse.Namespace) -> int:
     """Lines `address:password` or `address:{SCHEME}hash`; all of them, or none if one is wrong."""
-    accounts = open_accounts(args)
     users: dict[str, str] = {}
     with open(args.file, encoding="utf-8") if args.file != "-" else sys.stdin as file:
+        accounts = open_accounts(args)  # after the file, which may be root's
         for number, line in enumerate(file, 1):
             if not line.strip() or line.startswith("#"):
                 continue

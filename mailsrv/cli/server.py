@@ -20,7 +20,7 @@ def serve(args: argparse.Namespace) -> int:
 
     before = handover.inherited()
     try:
-        settings = load_config(args)
+        settings = load_config(args, stay_root=True)
         settings.path = os.path.abspath(settings.path)  # it is read again, maybe from elsewhere
         log.configure(level=settings["log.level"], format=settings["log.format"])
         supervisor.serve(settings, before, foreground=args.foreground)
@@ -33,7 +33,7 @@ def serve(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     from mailsrv.start import tls_context
 
-    settings = load_config(args)
+    settings = load_config(args, stay_root=True)
     tls_context(settings)
     if not settings["tls.certificate"]:
         say(f"{settings.path}: note: without tls.certificate the server makes its own, which mail programs warn of")
@@ -69,7 +69,7 @@ def version(args: argparse.Namespace) -> int:
 def doctor(args: argparse.Namespace) -> int:
     from mailsrv import doctor as examination
 
-    findings = examination.examine(load_config(args))
+    findings = examination.examine(load_config(args, stay_root=True))
     rows = [{"result": f.result, "what": f.what, "advice": f.advice} for f in findings]
     if args.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))

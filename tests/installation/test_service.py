@@ -1,0 +1,188 @@
+"""The init script, on a whole system of its own: real ports, the real user, LSB exit codes.
+
+Linux Standard Base 3.1, "Init Script Actions".
+"""
+
+import re
+import time
+
+import pytest
+
+from .private import PrivateRoot
+
+pytestmark = pytest.mark.timeout(300)
+SCRIPT = "/etc/init.d/mailsrv"
+PID_FILE = "/run/mailsrv/mailsrv.pid"
+
+
+@pytest.fixture(scope="module")
+def machine(installed: PrivateRoot) -> PrivateRoot:
+    """With a domain, on all the usual ports."""
+    installed.run("mailsrv", "domain", "add", "example.org")
+    return installed
+
+
+@pytest.fixture
+def stopped(machine: PrivateRoot):
+    yield machine
+    machine.run(SCRIPT, "stop")
+    assert machine.run("pgrep", "-u", "mailsrv", code=1).stdout == ""
+
+
+def pid_of(machine: PrivateRoot) -> int:
+    return int(machine.run("cat", PID_FILE).stdout)
+
+
+def greeting(machine: PrivateRoot) -> str:
+    script = "import socket; s = socket.create_connection(('127.0.0.1', 25), 20); print(s.recv(99).decode())"
+    return machine.run("/usr/bin/python3", "-c", script).stdout
+
+
+def logged(machine: PrivateRoot, text: str) -> str:
+    """The line of the log that has it, waited for."""
+    deadline = time.monotonic() + 30
+    while True:
+        lines = [
+            line for line in machine.run("cat", "/var/log/mailsrv/mailsrv.log").stdout.splitlines() if text in line
+        ]
+        if lines:
+            return lines[-1]
+        assert time.monotonic() < deadline, f"{text} is not in the log"
+        time.sleep(0.05)
+
+
+def test_script_begins_with_what_lsb_asks_for(machine):
+    text = machine.run("cat", SCRIPT).stdout
+    block = re.search(r"### BEGIN INIT INFO\n(.*?)### END INIT INFO\n", text, re.DOTALL)
+    assert block is not None
+    names = re.findall(r"^# ([A-Z][\w-]+):", block[1], re.MULTILINE)
+    assert {"Provides", "Required-Start", "Required-Stop", "Default-Start", "Default-Stop", "Short-Description",
+            "Description"} <= set(names)  # fmt: skip
+    assert re.search(r"S\d\dmailsrv", machine.shell("ls /etc/rc2.d"))
+    assert re.search(r"K\d\dmailsrv", machine.shell("ls /etc/rc0.d"))
+
+
+def test_start_status_reload_restart_stop(stopped):
+    assert stopped.run(SCRIPT, "status", code=3).stderr.strip() == "mailsrv: does not run"
+    stopped.run(SCRIPT, "start")
+    assert greeting(stopped).startswith("220 "), "it listens when start returns"
+    pid = pid_of(stopped)
+    assert stopped.run(SCRIPT, "status").stdout.strip() == f"mailsrv is running, pid {pid}"
+    stopped.run("mailsrv", "status")
+    stopped.run(SCRIPT, "reload")
+    stopped.run(SCRIPT, "force-reload")
+    assert pid_of(stopped) == pid, "a reload keeps the process"
+    stopped.run(SCRIPT, "restart")
+    assert pid_of(stopped) != pid
+    assert greeting(stopped).startswith("220 ")
+    stopped.run(SCRIPT, "stop")
+    assert stopped.run(SCRIPT, "status", code=3).stderr.strip() == "mailsrv: does not run"
+    stopped.run("mailsrv", "status", code=3)
+    stopped.run(SCRIPT, "try-restart")
+    stopped.run(SCRIPT, "status", code=3)
+
+
+def test_start_twice_and_stop_twice_are_no_failures(stopped):
+    stopped.run(SCRIPT, "start")
+    pid = pid_of(stopped)
+    assert "is running already" in stopped.run(SCRIPT, "start").stdout
+    assert pid_of(stopped) == pid
+    stopped.run(SCRIPT, "stop")
+    assert "does not run" in stopped.run(SCRIPT, "stop").stdout
+
+
+def test_stale_pid_file(stopped):
+    """Left behind by a server that was killed; the number is another process's by now, which must not be touched."""
+    stopped.shell(f"sleep 600 >/dev/null 2>&1 & echo $! > {PID_FILE}; chown mailsrv: {PID_FILE}")
+    other = pid_of(stopped)
+    assert "is there" in stopped.run(SCRIPT, "status", code=1).stderr
+    stopped.run(SCRIPT, "stop")
+    stopped.run(SCRIPT, "reload", code=7)
+    stopped.run(SCRIPT, "start")
+    assert pid_of(stopped) != other
+    stopped.run(SCRIPT, "status")
+    stopped.run("kill", str(other))  # it lived through all of that
+
+
+def test_what_must_run_and_does_not(machine):
+    for action in ("reload", "force-reload", "upgrade"):
+        machine.run(SCRIPT, action, code=7)
+
+
+def test_misuse_and_missing_things(machine):
+    assert "Usage" in machine.run(SCRIPT, "dance", code=2).stderr
+    machine.run(SCRIPT, code=2)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    for action in ("start", "stop", "reload", "restart"):
+        machine.run(*nobody, SCRIPT, action, code=4)
+    machine.run(*nobody, SCRIPT, "status", code=4)
+    machine.shell("mv /etc/mailsrv/mailsrv.yaml /root/kept.yaml")
+    assert "mailsrv setup" in machine.run(SCRIPT, "start", code=6).stderr
+    machine.shell("mv /root/kept.yaml /etc/mailsrv/mailsrv.yaml; mv /usr/sbin/mailsrv /root/kept")
+    machine.run(SCRIPT, "start", code=5)
+    machine.shell("mv /root/kept /usr/sbin/mailsrv")
+
+
+def test_wrong_settings_stop_no_server(stopped):
+    stopped.run(SCRIPT, "start")
+    pid = pid_of(stopped)
+    stopped.shell("cp -a /etc/mailsrv/mailsrv.yaml /root/kept.yaml; echo 'smpt: {}' >> /etc/mailsrv/mailsrv.yaml")
+    for action in ("reload", "restart", "try-restart"):
+        assert "unknown section smpt; did you mean smtp?" in stopped.run(SCRIPT, action, code=6).stderr
+    assert pid_of(stopped) == pid
+    stopped.run(SCRIPT, "status")
+    stopped.run(SCRIPT, "stop")
+    failed = stopped.run(SCRIPT, "start", code=1)
+    assert "unknown section smpt" in failed.stdout + failed.stderr
+    stopped.shell("cp -a /root/kept.yaml /etc/mailsrv/mailsrv.yaml")
+
+
+def test_s27_the_server_is_not_root_and_can_still_be_administered(stopped):
+    stopped.run(SCRIPT, "start")
+    pids = stopped.run("pgrep", "-f", "mailsrv serve").stdout.split()
+    assert len(pids) >= 1
+    uid = stopped.run("id", "-u", "mailsrv").stdout.strip()
+    for pid in pids:
+        status = stopped.run("cat", f"/proc/{pid}/status").stdout
+        assert re.search(rf"^Uid:\t{uid}\t{uid}\t{uid}\t{uid}$", status, re.MULTILINE)
+        assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+    stopped.run("mailsrv", "user", "add", "ann@example.org", "--password-stdin", text="correct horse\n")
+    assert stopped.run("find", "/var/lib/mailsrv", "!", "-user", "mailsrv").stdout == "", "root left a file of its own"
+    stopped.run("mailsrv", "user", "remove", "ann@example.org")
+
+
+def test_rotated_log_is_opened_anew(stopped):
+    stopped.run(SCRIPT, "start")
+    logged(stopped, "listening")
+    stopped.run("logrotate", "--force", "--state", "/root/state", "/etc/logrotate.d/mailsrv")
+    greeting(stopped)
+    stopped.run(SCRIPT, "stop")
+    logged(stopped, "stopped")
+    assert "listening" in stopped.run("cat", "/var/log/mailsrv/mailsrv.log.1").stdout
+    stopped.shell("rm /var/log/mailsrv/*")
+
+
+def test_upgrade_refuses_no_connection(stopped):
+    stopped.run(SCRIPT, "start")
+    pid = pid_of(stopped)
+    stopped.run(SCRIPT, "upgrade")
+    deadline = time.monotonic() + 60
+    while pid_of(stopped) == pid:
+        assert greeting(stopped).startswith("220 ")
+        assert time.monotonic() < deadline, stopped.run("cat", "/var/log/mailsrv/mailsrv.log").stdout[-3000:]
+    assert greeting(stopped).startswith("220 ")
+    stopped.run(SCRIPT, "status")
+
+
+def test_uninstall_leaves_the_mail(machine):
+    """Last in this file: the program is gone afterwards."""
+    machine.run(SCRIPT, "start")
+    done = machine.run("mailsrv", "uninstall")
+    assert "/var/lib/mailsrv" in done.stderr
+    assert machine.run("pgrep", "-u", "mailsrv", code=1).stdout == "", "it was stopped first"
+    for path in ("/usr/sbin/mailsrv", "/opt/mailsrv", SCRIPT, "/etc/systemd/system/mailsrv.service", "/run/mailsrv"):
+        machine.run("test", "!", "-e", path)
+    assert "mailsrv" not in machine.shell("ls /etc/rc2.d")
+    machine.run("test", "-s", "/var/lib/mailsrv/accounts.sqlite3")
+    machine.run("test", "-s", "/etc/mailsrv/mailsrv.yaml")
+    assert "mailsrv" in machine.run("getent", "passwd", "mailsrv").stdout
