@@ -3,12 +3,14 @@
 It is one part of a process that has accounts, mailboxes and an intake; where several processes serve, of a process of
 its own. Others put entries into the spool and wake it through its socket.
 
-Imports: config, smtp.relay, net.resolver, mail, store, wire.
+Imports: config, smtp, net, mail, store, wire.
 """
 
 from __future__ import annotations
 
+import ssl
 import time
+from functools import partial
 from typing import Protocol
 
 from mailsrv.config import Config
@@ -19,10 +21,18 @@ from mailsrv.mail.intake import Intake, Outgoing, main_domain
 from mailsrv.mail.queue import Queue, Schedule, Ways
 from mailsrv.mail.signing import Signer
 from mailsrv.mail.wakeup import NAME, Waker
-from mailsrv.net.resolver import Resolver
+from mailsrv.net import https
+from mailsrv.net.dial import Sources
+from mailsrv.net.resolver import Resolver, ResolverSettings
+from mailsrv.net.tls import client_context
+from mailsrv.smtp import mta_sts
+from mailsrv.smtp.client import Timeouts
 from mailsrv.smtp.next_hops import Ourselves
 from mailsrv.smtp.relay import Relay, RelaySettings
+from mailsrv.smtp.routes import Tls
+from mailsrv.smtp.tls_policy import StsPolicies
 from mailsrv.store.files import offload
+from mailsrv.store.policies import PolicyFiles
 from mailsrv.store.spool import Spool
 from mailsrv.values import Address, Envelope, Job, Outcome
 from mailsrv.wire.draft import parse_authors
@@ -75,12 +85,55 @@ def signer_of(config: Config, accounts: Accounts) -> Signer:
     )  # fmt: skip
 
 
+def resolver_of(config: Config) -> Resolver:
+    return Resolver(
+        ResolverSettings(tuple(config["dns.nameservers"]), config["dns.port"], seconds=config["dns.seconds"])
+    )
+
+
 def way_out(config: Config, accounts: Accounts) -> WayOut:
     """To other servers."""
-    ports = frozenset(port for _, port in config["smtp.listen"])
-    ourselves = Ourselves(frozenset({config["server.hostname"]}), ports=ports | {25})
-    settings = RelaySettings(config["server.hostname"], ourselves=ourselves)
-    return Relay(settings, Resolver(), offload, sign=signer_of(config, accounts).sign)
+    hostname, resolver = config["server.hostname"], resolver_of(config)
+    ports = frozenset(port for _, port in config["smtp.listen"]) | {25}
+    sources = Sources(config["relay.source_ipv4"], config["relay.source_ipv6"])
+    command, final = config["relay.command_seconds"], config["relay.final_seconds"]
+    settings = RelaySettings(
+        helo=config["relay.helo"] or hostname,
+        port=config["relay.port"],
+        routes=config["relay.routes"],
+        tls=Tls(config["relay.tls"]),
+        dane=config["relay.dane"],
+        ca_file=config["relay.ca_file"],
+        sources=sources,
+        ourselves=Ourselves(
+            frozenset({hostname, config["relay.helo"]} - {""}), frozenset(config["relay.own_addresses"]), ports
+        ),
+        timeouts=Timeouts(greeting=command, command=command, final=final),
+        connect_seconds=config["relay.connect_seconds"],
+        attempt_seconds=config["relay.attempt_seconds"],
+        idle_seconds=config["relay.idle_seconds"],
+        idle_connections=config["queue.attempts"],
+        transactions=config["relay.messages_per_connection"],
+    )
+    sign, sts = signer_of(config, accounts).sign, sts_of(config, resolver, sources)
+    return Relay(settings, resolver, offload, sign=sign, sts=sts)
+
+
+def sts_of(config: Config, resolver: Resolver, sources: Sources) -> StsPolicies | None:
+    """Other domains' MTA-STS policies; None if they are not to be looked for."""
+    if not config["relay.mta_sts"]:
+        return None
+    contexts: list[ssl.SSLContext] = []  # made at the first use: reading the system's authorities takes its time
+
+    def get(host: str, path: str, until: float) -> bytes:
+        if not contexts:
+            contexts.append(offload(partial(client_context, verify=True, ca_file=config["relay.ca_file"])))
+        seconds = min(https.SECONDS, until - time.monotonic())
+        return https.fetch(
+            host, path, resolver, contexts[0], seconds=seconds, limit=mta_sts.MOST_OCTETS, sources=sources
+        )  # fmt: skip
+
+    return mta_sts.Policies(resolver, get, PolicyFiles(f"{config['server.data_dir']}/mta-sts"), offload)
 
 
 class Runner:

@@ -2,7 +2,7 @@
 
 A `Setting` has a name (`section.key`), a kind, a default and a text; a `Kind` says what it expects and reads a value.
 
-Imports: gevent.monkey.
+Imports: route_settings, smtp.routes, gevent.monkey.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gevent.monkey import get_original
+
+from mailsrv.route_settings import read_routes
+from mailsrv.smtp.routes import Route
 
 
 class Wrong(Exception):
@@ -112,6 +115,43 @@ def _read_address(value: Any) -> str:
     return f"{local}@{domain.lower()}"
 
 
+def _read_optional_host(value: Any) -> str:
+    if value in (None, ""):
+        return ""
+    return _read_host(value)
+
+
+def _read_ip(version: int) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value in (None, ""):
+            return ""
+        try:
+            address = ipaddress.ip_address(value) if isinstance(value, str) else None
+        except ValueError:
+            address = None
+        if address is None or address.version != version:
+            raise Wrong(f"an IPv{version} address, or nothing")
+        return str(address)
+
+    return read
+
+
+def _read_ips(value: Any) -> tuple[str, ...]:
+    try:
+        if isinstance(value, list):
+            return tuple(str(ipaddress.ip_address(str(item))) for item in value)
+    except ValueError:
+        pass
+    raise Wrong(IPS.expects)
+
+
+def _read_routes(value: Any) -> tuple[Route, ...]:
+    try:
+        return read_routes(value)
+    except ValueError as wrong:
+        raise Wrong(f"{ROUTES.expects} ({wrong})") from None
+
+
 def _read_host(value: Any) -> str:
     if value in (None, ""):
         return _own_name()
@@ -191,6 +231,10 @@ PATH = Kind("an absolute path", _read_path)
 OPTIONAL_PATH = Kind("an absolute path, or nothing", _read_optional_path)
 ADDRESS = Kind("an address such as postmaster@example.org, or nothing", _read_address)
 HOST = Kind("a host name such as mx.example.org", _read_host)
+OPTIONAL_HOST = Kind("a host name such as mx.example.org, or nothing", _read_optional_host)
+IPV4, IPV6 = (Kind(f"an IPv{version} address, or nothing", _read_ip(version)) for version in (4, 6))
+IPS = Kind('a list of IP addresses, such as ["192.0.2.1", "2001:db8::1"]', _read_ips)
+ROUTES = Kind("a list of routes, as docs/sending.md shows them", _read_routes)
 LISTEN = Kind('a list of "host:port", such as ["0.0.0.0:25", "[::]:25"]', _read_listen)
 NETWORKS = Kind('a list of networks, such as ["127.0.0.0/8", "2001:db8::/48"]', _read_networks)
 PAIRS = Kind("a list of {certificate: /path, key: /path}", _read_pairs)
@@ -229,6 +273,8 @@ SECTIONS = {
     "imaps": "Reading mail, with TLS from the first octet.",
     "forwarding": "Mail that an alias or a catch-all leads to other servers.",
     "queue": "Mail on its way to other servers: when it is tried, and when it is given up.",
+    "relay": "How mail leaves for other servers: docs/sending.md.",
+    "dns": "Where names are looked up.",
     "limits": "What one client may ask for. Who has to wait now: mailsrv limits list.",
     "metrics": "Figures for Prometheus and the answer to whether the server is well, by HTTP.",
     "canary": "A message to ourselves now and then, to know that mail is stored and pushed.",
@@ -299,6 +345,39 @@ SETTINGS = (
             "the domain that server.hostname belongs to, else of the first.", live=False),
     Setting("queue.return_bytes", _whole(0, 100 * MIB, "octets"), 50_000, "Messages up to this size are returned whole "
             "when they cannot be delivered, of others the header.", live=False),
+    Setting("relay.routes", ROUTES, [], "Mail that goes to a certain host instead of those in the DNS, by sender or by "
+            "recipient; the first route that fits counts. Local mail never leaves, whatever is here.", live=False),
+    Setting("relay.tls", _choice("none", "opportunistic", "required", "verified"), "opportunistic", "What is done "
+            "where no route and no policy of the other side says more: clear text; TLS where offered; TLS or waiting; "
+            "TLS with a certificate that the system trusts, or waiting.", live=False),
+    Setting("relay.dane", FLAG, True, "Keep to TLSA records. Needs a validating resolver on this machine. RFC 7672.",
+            live=False),
+    Setting("relay.mta_sts", FLAG, True, "Keep to the MTA-STS policies of other domains. RFC 8461.", live=False),
+    Setting("relay.ca_file", OPTIONAL_PATH, "", "PEM file with the certificate authorities to trust. Nothing: the "
+            "system's.", live=False),
+    Setting("relay.helo", OPTIONAL_HOST, "", "The name we greet with; it should lead back to the address we send from. "
+            "Nothing: server.hostname.", live=False),
+    Setting("relay.source_ipv4", IPV4, "", "Address to send from. Nothing: the system chooses.", live=False),
+    Setting("relay.source_ipv6", IPV6, "", "Address to send from. Nothing: the system chooses.", live=False),
+    Setting("relay.own_addresses", IPS, [], "Addresses by which others reach this server and which it does not have "
+            "itself (behind NAT): mail for them would come back.", live=False),
+    Setting("relay.port", _whole(1, 65535, ""), 25, "Port of hosts found in the DNS. Other servers listen on 25.",
+            live=False),
+    Setting("relay.connect_seconds", _number(1, 600, "seconds"), 30, "How long a host may take to answer a "
+            "connection.", live=False),
+    Setting("relay.command_seconds", _number(10, 3600, "seconds"), 300, "How long a server may think about a command. "
+            "RFC 5321 4.5.3.2.", live=False),
+    Setting("relay.final_seconds", _number(60, 3600, "seconds"), 600, "How long a server may think about a whole "
+            "message. Less than the 10 minutes of RFC 5321 4.5.3.2.6 makes mail arrive twice.", live=False),
+    Setting("relay.attempt_seconds", _number(10, 3600, "seconds"), 300, "After so long an attempt goes on to no "
+            "further host.", live=False),
+    Setting("relay.idle_seconds", _number(0, 60, "seconds"), 5, "How long a connection waits for the next message to "
+            "the same destination.", live=False),
+    Setting("relay.messages_per_connection", _whole(1, 10_000, ""), 100, "After so many a connection is made anew.",
+            live=False),
+    Setting("dns.nameservers", IPS, [], "Resolvers to ask. Nothing: those of /etc/resolv.conf.", live=False),
+    Setting("dns.port", _whole(1, 65535, ""), 53, "Port of the resolvers.", live=False),
+    Setting("dns.seconds", _number(1, 300, "seconds"), 20, "How long one lookup may take.", live=False),
     Setting("limits.connections", _whole(10, 1_000_000, ""), 10_000, "Connections of one worker, all services."),
     Setting("limits.connections_per_address", _whole(1, 1_000_000, ""), 50, "Connections from one IP address (of IPv6: "
             "from one /64), all services and workers. An office behind one address has many."),

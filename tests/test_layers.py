@@ -42,6 +42,7 @@ TOP = {
     "probes",
     "quickstart",
     "reference",
+    "route_settings",
     "runner",
     "settings",
     "spf",

@@ -307,7 +307,7 @@ class Relay:
             client.greet()
         else:
             client.greet()
-            if policy.level is not Tls.OFF and not in_clear:
+            if policy.level is not Tls.NONE and not in_clear:
                 self._secure(client, policy)
         if route is not None and route.user:
             client.authenticate(route.user, self._offload(_password, route.password_file))

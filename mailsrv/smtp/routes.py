@@ -17,7 +17,7 @@ from mailsrv.values import Address, Envelope
 class Tls(Enum):
     """How a connection must be protected, from nothing to a checked certificate."""
 
-    OFF = "off"
+    NONE = "none"
     OPPORTUNISTIC = "opportunistic"  # TLS if it is to be had, checked by nobody; else in clear
     REQUIRED = "required"  # TLS, checked by nobody
     VERIFIED = "verified"  # TLS, with a certificate of the host's name that the system trusts

@@ -68,7 +68,7 @@ def test_starttls_that_is_refused_leaves_the_connection_in_clear(world, tls_of):
 @pytest.mark.parametrize(
     ("level", "names", "own_authority", "works"),
     [
-        (Tls.OFF, ["x.example"], True, True), (Tls.REQUIRED, ["x.example"], True, True),
+        (Tls.NONE, ["x.example"], True, True), (Tls.REQUIRED, ["x.example"], True, True),
         (Tls.VERIFIED, ["smart.example.net"], False, True), (Tls.VERIFIED, ["x.example"], False, False),
         (Tls.VERIFIED, ["smart.example.net"], True, False),
     ],
@@ -81,7 +81,7 @@ def test_s18_a_route_gets_the_protection_it_asks_for_or_waits(
     world.settings["routes"] = (Route("smart.example.net", world.port, tls=level),)
     [outcome] = world.send("bo@a.example")
     if works:
-        assert outcome.disposition is SENT and sink.messages[0].tls is (level is not Tls.OFF)
+        assert outcome.disposition is SENT and sink.messages[0].tls is (level is not Tls.NONE)
     else:
         assert is_policy_failure(outcome, sink)
 

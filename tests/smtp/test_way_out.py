@@ -1,0 +1,50 @@
+"""From a user's submission to another server, through the settings, the queue and the DNS."""
+
+import smtplib
+import ssl
+
+import gevent
+import pytest
+
+from tests.fakes.world import World
+
+TEXT = "From: ann@example.com\r\nTo: bo@example.org\r\nSubject: out\r\n\r\nthere\r\n"
+
+
+@pytest.fixture
+def world(tmp_path):
+    with World(tmp_path) as made:
+        yield made
+
+
+def submit(serving, recipients):
+    context = serving.client_tls
+    assert isinstance(context, ssl.SSLContext)
+    with smtplib.SMTP("localhost", serving.ports["submission"], timeout=10) as client:
+        client.starttls(context=context)
+        client.login("ann@example.com", "correct horse")
+        client.sendmail("ann@example.com", recipients, TEXT)
+
+
+def test_a_submitted_message_reaches_the_mx_of_its_domain(world, serve, tls_of):
+    sink = world.domain("example.org", tls=tls_of("mx.example.org"))
+    serving = serve(**{"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.port": world.port})
+    submit(serving, ["bo@example.org", "bo@example.com"])
+    assert sink.arrived.wait(20)
+    [message] = sink.messages
+    assert message.recipients == ["bo@example.org"] and message.tls
+    assert message.text.endswith(TEXT.encode()) and message.text.startswith(b"Received: from ")
+    assert sink.connections[0].lines[0] == "EHLO mx.example.com"
+    assert ("_mta-sts.example.org", "TXT", "udp") in world.dns.queries
+    with gevent.Timeout(20):  # the copy for our own user was there before the 250
+        assert len(list((serving.maildir("bo") / "new").iterdir())) == 1
+
+
+def test_b20_a_route_for_everybody_does_not_take_local_mail_away(world, serve):
+    sink = world.host("smart.example.net", "127.0.0.2")
+    routes = [{"host": "smart.example.net", "port": world.port}]
+    serving = serve(**{"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.routes": routes})
+    submit(serving, ["bo@example.com", "x@elsewhere.example"])
+    assert sink.arrived.wait(20)
+    assert sink.recipients == ["x@elsewhere.example"]
+    assert len(list((serving.maildir("bo") / "new").iterdir())) == 1
