@@ -22,7 +22,7 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from mailsrv import log
+from mailsrv import log, systemd
 from mailsrv.config import Config
 from mailsrv.control import Control
 from mailsrv.imap import context as imap_context
@@ -286,9 +286,15 @@ class Server:
         """The settings and certificates as they are in their files now, for what begins from now on; no connection
         ends. What is wrong with them is logged, and nothing changes.
         """
+        if self._alone:
+            systemd.reloading()
         config = offload(lambda: reread(self.config, self._context, first=self._alone))
-        if config is None:
-            return
+        if config is not None:
+            self._adopt(config)
+        if self._alone:
+            systemd.notify("READY=1")
+
+    def _adopt(self, config: Config) -> None:
         if config.values == self.config.values:
             return
         self.config = config
@@ -339,6 +345,8 @@ class Server:
             one.stop(over=over, grace=grace)
 
     def drain(self) -> None:
+        if self._alone and self._leaving is Leaving.STOPPED:
+            systemd.notify("STOPPING=1")
         log.info("stopping", connections=sum(len(one.sessions) for one in self.listeners))
         deadline = time.monotonic() + self.config["server.shutdown_seconds"]
         for one in self.listeners:

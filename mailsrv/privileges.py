@@ -141,13 +141,18 @@ def no_new_privileges() -> None:
 
 
 def check(config: Config) -> None:
-    """After all of it: can the server work where it must? StartError says what to do."""
+    """Can the server work where it must, as whom it is now? StartError says what to do."""
     me = pwd_name(os.geteuid())
     for name in ("server.data_dir", "server.run_dir"):
         path = config[name]
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             owner = pwd_name(os.stat(path).st_uid)
             raise StartError(f"{name}: {path} belongs to {owner}, and {me} cannot write there; chown -R {me}: {path}")
+
+
+def advise(config: Config) -> None:
+    """Warns of what works, but not as well as it could."""
+    me = pwd_name(os.geteuid())
     if not os.access(sys.executable, os.X_OK):
         log.warning(
             "python cannot be started again", path=sys.executable, user=me,

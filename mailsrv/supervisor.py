@@ -96,8 +96,9 @@ def _start(
         pid_file.adopt(before.pid_fd)
     else:
         pid_file.acquire()
-    _open_log(config, detached=detached)
     privileges.check(config)
+    _open_log(config, detached=detached)
+    privileges.advise(config)
     if context is None:
         context = _without_certificate(config)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from mailsrv.mail.accounts import Accounts
+from mailsrv.pidfile import running_pid
 from mailsrv.start import SERVICES
 from tests.conftest import DOMAIN, PASSWORD, USERS, configuration
 
@@ -93,6 +94,8 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        if pid := running_pid(f"{self.settings['server.run_dir']}/mailsrv.pid"):
+            os.kill(pid, signal.SIGKILL)  # one that went into the background, or took over
         self.accounts.close()
 
     def maildir(self, name: str) -> Path:
