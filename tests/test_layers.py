@@ -47,6 +47,7 @@ TOP = {
     "settings",
     "spf",
     "start",
+    "story",
     "supervisor",
     "systemd",
     "vitals",

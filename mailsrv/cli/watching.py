@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mailsrv.cli.common import DONE, FAILED, NOT_RUNNING, Commands, Failure, load_config, say, table
@@ -95,6 +99,48 @@ def loglevel(args: argparse.Namespace) -> int:
     return DONE
 
 
+def trace(args: argparse.Namespace) -> int:
+    from mailsrv import story
+
+    with _logs(args) as paths:
+        told, count = story.Tracer(paths).tell(args.about, args.last)
+    if args.json:
+        print(json.dumps([story.as_json(one) for one in told], indent=1, ensure_ascii=False))
+    elif told:
+        print("\n\n".join(story.written(one) for one in told))
+    if not told:
+        say(f"mailsrv: nothing about {args.about} in {', '.join(args.log or paths)}")
+        return FAILED
+    if count > len(told):
+        say(f"mailsrv: {count} messages; these are the last {len(told)} (--last N)")
+    return DONE
+
+
+@contextmanager
+def _logs(args: argparse.Namespace) -> Iterator[list[str]]:
+    """The files to read; standard input is kept in one meanwhile, since it is read several times."""
+    from mailsrv.story import log_files
+
+    if args.log and "-" not in args.log:
+        yield args.log
+    elif args.log:
+        with tempfile.NamedTemporaryFile() as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
+            kept.flush()
+            yield [kept.name if path == "-" else path for path in args.log]
+    else:
+        path = load_config(args)["log.file"]
+        if not path:
+            raise Failure(
+                "The log goes to standard error, not to a file (log.file). If systemd keeps it: "
+                f"journalctl -u mailsrv | mailsrv trace '{args.about}' --log -"
+            )
+        paths = log_files(path)
+        if not paths:
+            raise Failure(f"log.file: there is no {path}, nor anything rotated away of it")
+        yield paths
+
+
 def register(commands: Commands) -> None:
     one = commands.add("status", status, "show how the server is: exit code 0 if it runs, 3 if not")
     one.add_argument("--watch", action="store_true", help="show it again and again")
@@ -106,3 +152,10 @@ def register(commands: Commands) -> None:
     one.add_argument("--reason", metavar="TEXT", help="what the client is told")
     one = commands.add("loglevel", loglevel, "show or set what a running server logs, until its next start")
     one.add_argument("level", nargs="?", choices=("debug", "info", "warning", "error"))
+    one = commands.add("trace", trace, "tell the story of a message from the log: whence, where, who was told when")
+    one.add_argument("about", help="a Message-ID, an address, a session, or the id that is in its Received line")
+    one.add_argument(
+        "--log", metavar="FILE", action="append",
+        help="read this, - is standard input (default: log.file and what was rotated away of it)",
+    )  # fmt: skip
+    one.add_argument("--last", type=int, default=5, metavar="N", help="of several messages, the last N (5)")

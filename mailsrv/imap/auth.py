@@ -138,7 +138,9 @@ def _log_in(session: Session, method: str, user: str, password: str) -> str:
         raise
     if not session.enter(account):
         counters.logins.add(session.stream.service, "put off")
-        log.warning("too many connections of a user", peer=session.stream.peer, user=str(account.address))
+        log.warning(
+            "too many connections of a user", session=session.id, peer=session.stream.peer, user=str(account.address)
+        )
         raise Refused(
             f"[LIMIT] {account.address} has {session.settings.connections_per_user} connections, the most allowed; "
             "close a mail program on another device, or try again later"

@@ -71,7 +71,7 @@ def close(session: Session, command: v.Command) -> None:
     view = session.selected()
     try:
         if not view.read_only:
-            view.mailbox.expunge()
+            session.acted("expunged", view.mailbox.expunge())
     finally:
         session.leave_mailbox()
 

@@ -1,13 +1,14 @@
 """Handlers that act on messages: APPEND, SEARCH, STORE, COPY, MOVE, EXPUNGE.
 
-Imports: imap.context, imap.reader, imap.search, imap.view, mail, wire, errors.    RFC 3501 6.3.11, 6.4; RFC 4315,
-6851, 7888, 7889.
+Imports: imap.context, imap.reader, imap.search, imap.view, mail, wire, log, errors.    RFC 3501 6.3.11, 6.4; RFC
+4315, 6851, 7888, 7889.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mailsrv import log
 from mailsrv.errors import MailboxNameInvalid, MailboxNotFound, MessageTooLarge, OverQuota
 from mailsrv.imap.context import Bye, Refused
 from mailsrv.imap.reader import AFTER_LOGIN, finish_append
@@ -78,6 +79,10 @@ def append(session: Session, command: v.Command) -> str:
         raise Refused(refusal(missing, "TRYCREATE")) from None
     finally:
         incoming.close()
+    log.info(
+        "appended", session=session.id, user=str(mail.account.address), mailbox=str(appended.mailbox),
+        name=command.mailbox, uid=appended.uid, size=appended.size, file=appended.path,
+    )  # fmt: skip
     return f"[APPENDUID {appended.uidvalidity} {appended.uid}] APPEND completed"
 
 
@@ -151,6 +156,7 @@ def copy(session: Session, command: v.Command) -> str | None:
     if not uids:
         return None
     copied = _transfer(view, command, uids)
+    session.acted("copied", copied.source_uids, command.mailbox)
     return f"[{_copyuid(copied)}] COPY completed" if copied.source_uids else None
 
 
@@ -162,6 +168,7 @@ def move(session: Session, command: v.Command) -> str | None:
     if not uids:
         return None
     moved = _transfer(view, command, uids)
+    session.acted("moved", moved.source_uids, command.mailbox)
     if moved.source_uids:
         session.stream.queue(b"* OK [%b] Moved\r\n" % _copyuid(moved).encode())
     return None
@@ -187,6 +194,7 @@ def expunge(session: Session, command: v.Command) -> None:
     view = session.selected()
     if command.uids is not None:
         view.uses_uid = True
-        view.mailbox.expunge(view.known_uids_of(command.uids))
+        gone = view.mailbox.expunge(view.known_uids_of(command.uids))
     else:
-        view.mailbox.expunge()
+        gone = view.mailbox.expunge()
+    session.acted("expunged", gone)

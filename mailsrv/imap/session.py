@@ -29,7 +29,9 @@ from mailsrv.net.stream import DeadlineExceeded, Stream, StreamError
 from mailsrv.values import Account
 from mailsrv.wire import imap_values as v
 from mailsrv.wire.errors import BadCharset, WireError
+from mailsrv.wire.imap_responses import number_set
 
+MOST_LOGGED = 2000  # UIDs of one event
 NOBODY = State.NOT_AUTHENTICATED
 SOMEBODY = State.AUTHENTICATED | State.SELECTED
 ALWAYS = NOBODY | SOMEBODY
@@ -216,6 +218,15 @@ class Session:
     def mail(self) -> AccountMail:
         assert self.account is not None  # the table admits such commands to SOMEBODY only
         return self.account
+
+    def acted(self, event: str, uids: list[int], target: str | None = None) -> None:
+        """Who made messages of the selected mailbox go, or come elsewhere, is in the log."""
+        mailbox = self.selected().mailbox
+        if uids:
+            log.info(
+                event, session=self.id, user=str(self.mail().account.address), mailbox=str(mailbox.id),
+                name=mailbox.name, target=target, count=len(uids), uids=number_set(uids[:MOST_LOGGED]).decode(),
+            )  # fmt: skip
 
     def leave_mailbox(self) -> None:
         if self.view is not None:

@@ -289,7 +289,10 @@ class Session:
 
     def _refuse(self, error: MailError) -> None:
         reply = error.reply if isinstance(error, Refusal) else reply_to(error)
-        log.info("refused", session=self.id, peer=self.stream.peer, code=reply.code, reason=str(error))
+        log.info(
+            "refused", session=self.id, peer=self.stream.peer, user=str(self.account.address) if self.account else None,
+            code=reply.code, reason=str(error),
+        )  # fmt: skip
         if isinstance(error, RecipientUnknown):
             self._unknown_recipient(error)
         self._error(reply)
@@ -396,7 +399,9 @@ class Session:
             raise Refusal(Reply(454, "4.7.0", "Temporary failure; try again later")) from None  # RFC 4954 6
         if not self.services.tally.enter(f"user {account.id}", self.settings.connections_per_user):
             counters.logins.add(self.stream.service, "put off")
-            log.warning("too many connections of a user", peer=self.stream.peer, user=str(account.address))
+            log.warning(
+                "too many connections of a user", session=self.id, peer=self.stream.peer, user=str(account.address)
+            )
             most = self.settings.connections_per_user
             raise Refusal(Reply(454, "4.7.0", f"{account.address} has {most} connections, the most allowed; try later"))
         self.account = account

@@ -165,7 +165,7 @@ class StoreBase:
         number, uidnext = _INTENT.unpack(intent)
         record = index.mailbox(number)
         if record is not None and record.uidnext < uidnext:
-            log.warning("unfinished delivery found", account=self.account, mailbox=number)
+            log.warning("unfinished delivery found", mailbox=str(MailboxId(self.account, number)), home=self.home)
             self._recover(index, record)
             record.uidnext = max(record.uidnext, uidnext)
             index.put_mailbox(record)

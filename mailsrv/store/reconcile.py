@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mailsrv import log
 from mailsrv.store import files, metadata, names
 from mailsrv.store.index import FlagChange, MailboxRecord, MessageRecord
-from mailsrv.values import DELETED, SEEN
+from mailsrv.values import DELETED, SEEN, MailboxId
 
 BATCH = 5_000  # files named per transaction: between two, other work on the account goes on
 
@@ -174,7 +174,7 @@ class _Comparison:
         records = [self._tagged(base, uid + number, places[base]) for number, base in enumerate(bases)]
         for sub in sorted({"new" if places[base][0] else "cur" for base in bases}):
             files.sync_directory(f"{self.folder}/{sub}")  # the names, and with them the UIDs, survive from here on
-        log.info("messages adopted", mailbox=f"{self.store.account}/{self.record.number}", count=len(bases))
+        log.info("messages adopted", mailbox=str(MailboxId(self.store.account, self.record.number)), count=len(bases))
         return records
 
     def insert(self, records: list[MessageRecord | None]) -> None:
