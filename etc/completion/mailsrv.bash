@@ -16,6 +16,7 @@ _mailsrv() {
             ' who') path='who' ;;
             ' kick') path='kick' ;;
             ' loglevel') path='loglevel' ;;
+            ' trace') path='trace' ;;
             ' domain') path='domain' ;;
             'domain add') path='domain add' ;;
             'domain list') path='domain list' ;;
@@ -80,6 +81,9 @@ _mailsrv() {
         'kick:-c'|'kick:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'kick:--reason') COMPREPLY=(); return ;;
         'loglevel:-c'|'loglevel:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'trace:-c'|'trace:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'trace:--log') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'trace:--last') COMPREPLY=(); return ;;
         'domain:-c'|'domain:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'domain add:-c'|'domain add:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'domain list:-c'|'domain list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -184,7 +188,7 @@ _mailsrv() {
         'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel domain user alias mailbox reindex queue limits install uninstall dkim dns -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits install uninstall dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -197,6 +201,7 @@ _mailsrv() {
         'who') words='-h --help -c --config --json' ;;
         'kick') words='-h --help -c --config --json --reason' ;;
         'loglevel') words='-h --help -c --config --json debug info warning error' ;;
+        'trace') words='-h --help -c --config --json --log --last' ;;
         'domain') words='add list remove catch-all -h --help -c --config --json' ;;
         'domain add') words='-h --help -c --config --json' ;;
         'domain list') words='-h --help -c --config --json' ;;
