@@ -2,7 +2,8 @@
 
 Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. When the
 queue is full (a disk or terminal that hangs), events are counted instead, and the count is written when there is
-room again.
+room again. The same event of the same peer is written a few times in ten seconds; the others are counted, and the
+count, `suppressed`, is on the next such line or on one of its own.
 Values are escaped to printable ASCII and capped, so that no client can forge a line. Secrets and message text are never
 given to this module. After a fork the child starts its own thread with its first event.
 
@@ -19,6 +20,7 @@ import atexit
 import itertools
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -31,6 +33,17 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 QUEUE_LIMIT = 20_000  # events; some megabytes when the output hangs
 VALUE_LIMIT = 512  # characters of one value
 TRACEBACK_LIMIT = 6_000
+REPEATS, REPEAT_SECONDS = 20, 10.0  # lines of one event and peer in so many seconds
+MOST_REPEATERS = 10_000
+# What clients can cause at will; of other events that are no warnings, each line is one that somebody may look for.
+REPEATING = frozenset({
+    "connection failed", "early talker", "protocol error", "refused", "timeout", "too many commands", "too many errors",
+})  # fmt: skip
+EVERY_ONE = frozenset({"auth failed"})  # counted by fail2ban
+SYSLOG = "syslog"  # as the file: the system's log, by its socket
+SYSLOG_PATH = "/dev/log"
+_SYSLOG_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_FACILITY_MAIL = 2 << 3  # RFC 3164 4.1.1
 BATCH_SECONDS = 0.02  # the writer wakes at most this often: waking it for every event costs the hub its time slice
 
 # Called with (event, fields) for every event of any level, in the caller's greenlet: keep it short.
@@ -41,15 +54,103 @@ _Record = tuple[float, str, str, dict[str, Any]]
 _start_thread = get_original("_thread", "start_new_thread")
 _allocate_lock = get_original("_thread", "allocate_lock")
 _sleep = get_original("time", "sleep")
+_close = get_original("os", "close")  # gevent's waits for its loop
+_socket = get_original("socket", "socket")
+
+
+class _Descriptor:
+    """A file or standard error."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def write(self, lines: list[tuple[str, str]]) -> None:
+        """(level, line) of each; lines that cannot be written are lost: there is nobody left to tell."""
+        view = memoryview("".join(line for _, line in lines).encode("ascii", "backslashreplace"))
+        while view:
+            try:
+                view = view[os.write(self._number, view) :]
+            except BlockingIOError:
+                _sleep(0.05)
+            except OSError:  # disk full, terminal gone
+                return
+
+
+class _Syslog:
+    """The system's log. RFC 3164, as its local socket has it."""
+
+    def __init__(self) -> None:
+        self._socket: Any = None
+
+    def write(self, lines: list[tuple[str, str]]) -> None:
+        for level, line in lines:
+            text = line if line.startswith("{") else line.partition(" ")[2]  # it has a time of its own
+            head = f"<{_FACILITY_MAIL | _SYSLOG_LEVELS[level]}>{time.strftime('%b %e %H:%M:%S')} mailsrv[{os.getpid()}]"
+            self._send(f"{head}: {text.rstrip()}".encode("ascii", "backslashreplace"))
+
+    def _send(self, datagram: bytes) -> None:
+        for _ in range(2):  # once more if its daemon was started again
+            try:
+                if self._socket is None:
+                    self._socket = _socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                    self._socket.settimeout(1.0)  # one that hangs costs lines, which are counted
+                    self._socket.connect(SYSLOG_PATH)
+                self._socket.send(datagram)
+                return
+            except OSError:
+                if self._socket is not None:
+                    self._socket.close()
+                    self._socket = None
+
+
+class _Repeats:
+    """Which lines are too much of the same."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], list[float]] = {}  # (event, peer) -> [start of its time, lines, suppressed]
+
+    def __bool__(self) -> bool:
+        return bool(self._seen)
+
+    def admit(self, record: _Record) -> list[_Record]:
+        """What is to be written instead: the record, with what was suppressed before it, or nothing."""
+        when, level, event, fields = record
+        if event not in REPEATING and (level not in ("warning", "error") or event in EVERY_ONE):
+            return [record]
+        key = event, str(fields.get("peer", ""))
+        state = self._seen.get(key)
+        if state is None or when - state[0] >= REPEAT_SECONDS:
+            suppressed = int(state[2]) if state is not None else 0
+            if len(self._seen) >= MOST_REPEATERS:
+                self._seen.clear()
+            self._seen[key] = [when, 1, 0]
+            return [(when, level, event, {**fields, "suppressed": suppressed} if suppressed else fields)]
+        state[1] += 1
+        if state[1] <= REPEATS:
+            return [record]
+        state[2] += 1
+        return []
+
+    def due(self, now: float) -> list[_Record]:
+        """Counts of what has stopped."""
+        told: list[_Record] = []
+        for key, (begun, _, suppressed) in list(self._seen.items()):
+            if now - begun >= REPEAT_SECONDS:
+                del self._seen[key]
+                if suppressed:
+                    event, peer = key
+                    told.append((now, "warning", event, {"peer": peer or None, "suppressed": int(suppressed)}))
+        return told
 
 
 class _Writer:
     """The queue and its thread, in one process."""
 
-    def __init__(self, descriptor: int, as_json: bool) -> None:
+    def __init__(self, target: _Descriptor | _Syslog, as_json: bool) -> None:
         self.pid = os.getpid()
-        self.descriptor = descriptor
+        self.target = target
         self.as_json = as_json
+        self._repeats = _Repeats()
         self.dropped = self.dropped_in_all = 0
         self._dropping = _allocate_lock()  # any thread may log
         self.queue: _queue.SimpleQueue[_Record | Any] = _queue.SimpleQueue()
@@ -72,20 +173,24 @@ class _Writer:
 
     def _run(self) -> None:
         while True:
-            items = [self.queue.get()]
-            if isinstance(items[0], tuple):
+            try:
+                items = [self.queue.get(timeout=REPEAT_SECONDS if self._repeats else None)]
+            except _queue.Empty:
+                items = []
+            if items and isinstance(items[0], tuple):
                 _sleep(BATCH_SECONDS)
             try:
                 while len(items) < 1000:
                     items.append(self.queue.get_nowait())
             except _queue.Empty:
                 pass
-            lines = [self._format(item) for item in items if isinstance(item, tuple)]
+            records = [record for item in items if isinstance(item, tuple) for record in self._repeats.admit(item)]
+            records += self._repeats.due(time.time())
             if self.dropped:
                 with self._dropping:
                     count, self.dropped = self.dropped, 0
-                lines.append(self._format((time.time(), "warning", "log events dropped", {"count": count})))
-            self._write("".join(lines).encode("ascii", "backslashreplace"))
+                records.append((time.time(), "warning", "log events dropped", {"count": count}))
+            self.target.write([(record[1], self._format(record)) for record in records])
             for item in items:
                 if not isinstance(item, tuple):
                     item.release()
@@ -95,16 +200,6 @@ class _Writer:
             return (format_json if self.as_json else format_logfmt)(*record)
         except Exception as error:  # a value whose str() fails must not end the writer
             return f"{_timestamp(record[0])} error unprintable-event error={_quote(repr(error), VALUE_LIMIT)}\n"
-
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self.descriptor, view) :]
-            except BlockingIOError:
-                _sleep(0.05)
-            except OSError:  # disk full, terminal gone: there is nobody left to tell
-                return
 
 
 class _State:
@@ -118,7 +213,9 @@ class _State:
 
 
 def configure(*, level: str = "info", file: str | None = None, format: str = "logfmt") -> None:
-    """Says what is logged where; `file` None is standard error. Raises OSError if the file cannot be opened."""
+    """Says what is logged where; `file` None is standard error, "syslog" the system's log. Raises OSError if the file
+    cannot be opened.
+    """
     flush()
     _State.level = LEVELS[level]
     _State.as_json = format == "json"
@@ -147,14 +244,19 @@ def reopen() -> None:
 
 def _open() -> None:
     old = _State.descriptor
+    in_file = _State.file not in (None, SYSLOG)
     _State.descriptor = (
-        os.open(_State.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640) if _State.file else 2
+        os.open(str(_State.file), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640) if in_file else 2
     )
     if _State.writer is not None and _State.writer.pid == os.getpid():
-        _State.writer.descriptor = _State.descriptor
+        _State.writer.target = _target()
         _State.writer.as_json = _State.as_json
     if old > 2:
-        os.close(old)
+        _close(old)
+
+
+def _target() -> _Descriptor | _Syslog:
+    return _Syslog() if _State.file == SYSLOG else _Descriptor(_State.descriptor)
 
 
 def flush(seconds: float = 2.0) -> None:
@@ -210,7 +312,7 @@ def _emit(level: str, event: str, fields: dict[str, Any]) -> None:
         return
     writer = _State.writer
     if writer is None or writer.pid != os.getpid():
-        writer = _State.writer = _Writer(_State.descriptor, _State.as_json)
+        writer = _State.writer = _Writer(_target(), _State.as_json)
     writer.put((time.time(), level, event, fields))
 
 

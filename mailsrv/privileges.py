@@ -79,7 +79,7 @@ def prepare(config: Config, identity: Identity | None) -> None:
     """Make the directories that are missing, owned by whom the server will be. StartError if that cannot be."""
     os.umask(UMASK)
     directories = [("server.data_dir", config["server.data_dir"]), ("server.run_dir", config["server.run_dir"])]
-    if config["log.file"]:
+    if config["log.file"].startswith("/"):
         directories.append(("log.file", os.path.dirname(config["log.file"])))
     for name, path in directories:
         try:

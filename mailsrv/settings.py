@@ -152,6 +152,13 @@ def _read_routes(value: Any) -> tuple[Route, ...]:
         raise Wrong(f"{ROUTES.expects} ({wrong})") from None
 
 
+def _read_log_file(value: Any) -> str:
+    try:
+        return "syslog" if value == "syslog" else _read_optional_path(value)
+    except Wrong:
+        raise Wrong(LOG_FILE.expects) from None
+
+
 def _read_host(value: Any) -> str:
     if value in (None, ""):
         return _own_name()
@@ -230,6 +237,7 @@ TEXT = Kind("a text", _read_text)
 PATH = Kind("an absolute path", _read_path)
 OPTIONAL_PATH = Kind("an absolute path, or nothing", _read_optional_path)
 ADDRESS = Kind("an address such as postmaster@example.org, or nothing", _read_address)
+LOG_FILE = Kind("an absolute path, syslog, or nothing", _read_log_file)
 HOST = Kind("a host name such as mx.example.org", _read_host)
 OPTIONAL_HOST = Kind("a host name such as mx.example.org, or nothing", _read_optional_host)
 IPV4, IPV6 = (Kind(f"an IPv{version} address, or nothing", _read_ip(version)) for version in (4, 6))
@@ -404,7 +412,8 @@ SETTINGS = (
             "the server's own, and must be announced to every process. What fails is in `mailsrv status`. 0: never.",
             live=False),
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),
-    Setting("log.file", OPTIONAL_PATH, "", "File to append to. Nothing: standard error."),
+    Setting("log.file", LOG_FILE, "", "File to append to, or syslog. Nothing: standard error, and syslog "
+            "where the server runs in the background."),
     Setting("log.hub_delay", FLAG, False, "Log how late the event loop was, the worst of each second."),
     Setting("log.format", _choice("logfmt", "json"), "logfmt", "How a line is written."),
 )  # fmt: skip

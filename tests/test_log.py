@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +70,7 @@ def test_json_line_reads_back():
 
 def test_everything_is_written_at_exit_and_levels_are_kept():
     lines = lines_of(
+        "log.REPEATS = 1000\n"
         "log.configure(level='warning')\nfor n in range(500): log.warning('event', n=n); log.info('hidden')\n"
         "try: 1/0\nexcept ZeroDivisionError: log.exception('failed')"
     )
@@ -151,3 +154,82 @@ def test_logging_is_cheap():
     for _ in range(2000):
         log.debug("hidden", uid=7)
     assert time.perf_counter() - start < 0.2
+
+
+def test_the_same_of_the_same_peer_is_counted_and_what_others_cause_is_not():
+    lines = lines_of(
+        "log.REPEAT_SECONDS = 0.3\n"
+        "for n in range(200):\n"
+        " log.info('refused', peer='192.0.2.1', n=n); log.info('delivered', peer='192.0.2.1', n=n)\n"
+        "log.info('refused', peer='192.0.2.2', n=0)\n"
+        "import time; log.flush(); time.sleep(1)\n"
+        "log.info('refused', peer='192.0.2.1', n=200); log.flush()\n"
+        "for n in range(50): log.warning('auth failed', rip='192.0.2.1')"
+    )
+    refused = [line.split(" ", 2)[2] for line in lines if " refused " in line]
+    assert refused[: log.REPEATS] == [f"refused peer=192.0.2.1 n={n}" for n in range(log.REPEATS)]
+    assert refused[log.REPEATS :] == [
+        "refused peer=192.0.2.2 n=0",
+        f"refused peer=192.0.2.1 suppressed={200 - log.REPEATS}",
+        "refused peer=192.0.2.1 n=200",
+    ]
+    assert len([line for line in lines if " delivered " in line]) == 200
+    assert len([line for line in lines if "auth-failed" in line]) == 50
+
+
+def test_a_flood_that_goes_on_says_how_much_of_it_is_not_shown():
+    lines = lines_of(
+        "log.REPEAT_SECONDS = 0.3\nimport time\n"
+        "end = time.monotonic() + 1\nwhile time.monotonic() < end: log.warning('full', what='disk'); time.sleep(0.001)"
+    )
+    told = [int(line.rpartition("=")[2]) for line in lines if "suppressed=" in line]
+    assert told and sum(told) > 100
+    assert len(lines) < 5 * (log.REPEATS + 2)
+
+
+class Syslog:
+    """The socket of a system's log."""
+
+    def __init__(self, path):
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(path)
+        self._sock.settimeout(20)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._sock.close()
+
+    def next(self):
+        return self._sock.recv(4096).decode()
+
+
+def test_syslog_is_written_to_and_waited_for_by_nobody(tmp_path):
+    path = str(tmp_path / "log")
+    program = (
+        "from gevent import monkey; monkey.patch_all()\nimport time\nfrom mailsrv import log\n"
+        f"log.SYSLOG_PATH = {path!r}\nlog.configure(file='syslog')\n"
+        "log.info('delivered', to='a b'); log.error('broken'); log.flush(); print('one', flush=True); input()\n"
+        "log.warning('again'); log.flush(); print('two', flush=True); input()\n"
+        "start = time.monotonic()\nfor n in range(3000): log.info('event', n=n)\n"
+        "print(time.monotonic() - start, flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        with Syslog(path) as daemon:
+            assert child.stdout.readline() == "one\n"
+            line = rf'<22>[A-Z][a-z]{{2}} [ \d]\d \d\d:\d\d:\d\d mailsrv\[{child.pid}\]: info delivered to="a b"'
+            assert re.fullmatch(line, daemon.next())
+            assert daemon.next().startswith("<19>")
+        os.unlink(path)  # its daemon is started again
+        with Syslog(path) as daemon:
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert daemon.next().endswith(": warning again")
+            assert child.stdout.readline() == "two\n"
+            child.stdin.write("\n")  # and now it hangs: nobody reads
+            child.stdin.flush()
+            assert float(child.stdout.readline()) < 1
+            child.kill()
