@@ -195,10 +195,11 @@ class Queue:
         """Read the names and times of all entries; those not known yet are waited for from now on."""
         begun, found = self._monotonic(), 0
         for part in PARTS:
-            for id, at in offload(self.spool.scan, part):
+            listed, now = offload(self.spool.scan, part), self.spool.now().wall
+            for id, at in listed:
                 if id not in self._due and id not in self._busy:
                     found += 1
-                    self._look_in(id, max(0.0, at - self.spool.now().wall))
+                    self._look_in(id, max(0.0, at - now))
             offload(self.spool.sweep, part)
         offload(self.spool.sweep_tmp)
         if found:
