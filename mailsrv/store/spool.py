@@ -346,7 +346,10 @@ class Spool:
         directory = f"{self.root}/{part}"
         there = _listed(directory)
         lonely = [name for name in there if name.endswith(".eml") and f"{name[:-4]}.json" not in there]
-        return self._unlink_old(directory, lonely)
+        # The listing is no moment: an envelope may have come while it was made.
+        return self._unlink_old(
+            directory, (name for name in lonely if not os.path.lexists(f"{directory}/{name[:-4]}.json"))
+        )
 
     def sweep_tmp(self) -> int:
         """Remove what was begun long ago and never placed."""
