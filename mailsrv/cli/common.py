@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mailsrv import config
 from mailsrv.mail.accounts import Accounts
@@ -72,6 +72,28 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]], columns: Sequenc
     widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+class Finding(Protocol):
+    """What was seen, whether it is in order (ok, warn, fail), and what to do if not."""
+
+    @property
+    def result(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+    @property
+    def advice(self) -> str: ...
+
+
+def print_findings(args: argparse.Namespace, findings: Sequence[Finding]) -> int:
+    """All of them; FAILED if one is a failure."""
+    if args.json:
+        rows = [{"result": one.result, "what": one.what, "advice": one.advice} for one in findings]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        for one in findings:
+            print(f"{one.result:<5} {one.what}" + (f"\n      {one.advice}" if one.advice else ""))
+    return FAILED if any(one.result == "fail" for one in findings) else DONE
 
 
 class Progress:

@@ -11,7 +11,7 @@ import os
 import sys
 
 from mailsrv import __version__, config, log
-from mailsrv.cli.common import DONE, FAILED, Commands, load_config, port, say
+from mailsrv.cli.common import DONE, Commands, load_config, port, print_findings, say
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -69,14 +69,7 @@ def version(args: argparse.Namespace) -> int:
 def doctor(args: argparse.Namespace) -> int:
     from mailsrv import doctor as examination
 
-    findings = examination.examine(load_config(args, stay_root=True))
-    rows = [{"result": f.result, "what": f.what, "advice": f.advice} for f in findings]
-    if args.json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        for finding in findings:
-            print(f"{finding.result:<5} {finding.what}" + (f"\n      {finding.advice}" if finding.advice else ""))
-    return FAILED if any(finding.result == "fail" for finding in findings) else DONE
+    return print_findings(args, examination.examine(load_config(args, stay_root=True)))
 
 
 def register(commands: Commands) -> None:
