@@ -53,6 +53,8 @@ _mailsrv() {
             'limits clear') path='limits clear' ;;
             ' install') path='install' ;;
             ' uninstall') path='uninstall' ;;
+            ' preflight') path='preflight' ;;
+            ' setup') path='setup' ;;
             ' dkim') path='dkim' ;;
             'dkim generate') path='dkim generate' ;;
             'dkim list') path='dkim list' ;;
@@ -172,6 +174,14 @@ _mailsrv() {
         'install:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'uninstall:-c'|'uninstall:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'uninstall:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'preflight:-c'|'preflight:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'preflight:--outgoing') COMPREPLY=(); return ;;
+        'setup:-c'|'setup:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'setup:--hostname') COMPREPLY=(); return ;;
+        'setup:--domain') COMPREPLY=(); return ;;
+        'setup:--user') COMPREPLY=(); return ;;
+        'setup:--certificate') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'setup:--key') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'dkim:-c'|'dkim:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'dkim generate:-c'|'dkim generate:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'dkim list:-c'|'dkim list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -188,7 +198,7 @@ _mailsrv() {
         'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits install uninstall dkim dns -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits install uninstall preflight setup dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -238,6 +248,8 @@ _mailsrv() {
         'limits clear') words='-h --help -c --config --json --all' ;;
         'install') words='-h --help -c --config --json --dry-run --prefix' ;;
         'uninstall') words='-h --help -c --config --json --dry-run --prefix --purge-config' ;;
+        'preflight') words='-h --help -c --config --json --outgoing' ;;
+        'setup') words='-h --help -c --config --json --hostname --domain --user --password-stdin --certificate --key --self-signed --no-start --yes' ;;
         'dkim') words='generate list rotate activate retire -h --help -c --config --json' ;;
         'dkim generate') words='-h --help -c --config --json' ;;
         'dkim list') words='-h --help -c --config --json' ;;
