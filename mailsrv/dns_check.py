@@ -2,7 +2,7 @@
 
 What is not as wanted says what was found, what was expected, and what to paste. Nothing is changed.
 
-Imports: dns_records, spf, smtp.mta_sts.    RFC 5321 5.1, 7505 (MX), 7208 (SPF), 6376 3.6 (DKIM), 7489 6 (DMARC),
+Imports: dns_records, spf, net, smtp.mta_sts.    RFC 5321 5.1, 7505 (MX), 7208 (SPF), 6376 3.6 (DKIM), 7489 6 (DMARC),
 8461 3 (MTA-STS), 8460 3 (TLS-RPT), 6186 (SRV).
 """
 
@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mailsrv import dns_records as records
 from mailsrv import spf
 from mailsrv.dns_records import Record, Wanted
+from mailsrv.net.https import FetchFailed, fetch
+from mailsrv.net.resolver import LookupFailed, NameNotFound, Resolver
 from mailsrv.smtp import mta_sts
 
+STS_PATH = "/.well-known/mta-sts.txt"
+POLICY_OCTETS = 64 * 1024  # RFC 8461 3.3
 PASS, WARN, FAIL, MISSING = "pass", "warn", "fail", "missing"
 
 Lookup = spf.Lookup
@@ -46,6 +51,35 @@ class Finding:
     @property
     def wrong(self) -> bool:
         return self.result in (FAIL, MISSING)
+
+
+def lookup_by(resolver: Resolver) -> Lookup:
+    """Asks the DNS as the server does."""
+
+    def lookup(name: str, type: str) -> list[str]:
+        try:
+            values = resolver.lookup(name, type).values
+        except NameNotFound:
+            return []
+        except LookupFailed as failure:
+            raise Unanswered(str(failure)) from None
+        return [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
+
+    return lookup
+
+
+def fetch_by(resolver: Resolver) -> Fetch:
+    """Fetches MTA-STS policies as other servers do: by a certificate that everybody trusts."""
+    context = ssl.create_default_context()
+
+    def policy(domain: str) -> str:
+        try:
+            text = fetch(f"mta-sts.{domain}", STS_PATH, resolver, context, limit=POLICY_OCTETS)
+        except FetchFailed as failure:
+            raise OSError(str(failure)) from None
+        return text.decode("utf-8", "replace")
+
+    return policy
 
 
 def check(wanted: Wanted, lookup: Lookup, fetch: Fetch | None = None) -> list[Finding]:
@@ -145,15 +179,15 @@ def _mx(wanted: Wanted, lookup: Lookup) -> Iterator[Finding]:
 def _ptr(wanted: Wanted, lookup: Lookup) -> Iterator[Finding]:
     for address in _own_addresses(wanted, lookup):
         pointer = ipaddress.ip_address(address).reverse_pointer
-        record = Record(pointer, "PTR", wanted.hostname, "reverse name")
+        record = Record(pointer, "PTR", wanted.sender, "reverse name")
         names = [name.rstrip(".").lower() for name in lookup(pointer, "PTR")]
         confirmed = [name for name in names if _has(_host_addresses(name, lookup), address)]
-        at = (f"reverse name of {address}", pointer, "PTR", tuple(names), wanted.hostname)
+        at = (f"reverse name of {address}", pointer, "PTR", tuple(names), wanted.sender)
         if not names:
             yield Finding(MISSING, *at, "ask whoever gave you the address to set it", (record,))
         elif not confirmed:
             yield Finding(FAIL, *at, f"{names[0]} does not have the address {address} (FCrDNS)", (record,))
-        elif wanted.hostname not in confirmed:
+        elif wanted.sender not in confirmed:
             yield Finding(WARN, *at, "it is confirmed, but not the name this server greets with", (record,))
         else:
             yield Finding(PASS, *at)
@@ -167,7 +201,7 @@ def _spf(wanted: Wanted, lookup: Lookup) -> Iterator[Finding]:
 
 
 def _helo_spf(wanted: Wanted, lookup: Lookup) -> Iterator[Finding]:
-    if wanted.hostname != wanted.domain:
+    if wanted.sender != wanted.domain:
         yield _spf_of("SPF of the host", records.helo_spf(wanted), WARN, WARN, wanted, lookup)
 
 
@@ -276,7 +310,7 @@ def _mta_sts(wanted: Wanted, lookup: Lookup, fetch: Fetch | None) -> Iterator[Fi
     record = records.mta_sts(wanted)
     found = _versions(record.name, records.STS, lookup)
     at = ("MTA-STS", record.name, "TXT", tuple(found), record.value)
-    where = f"https://mta-sts.{wanted.domain}/.well-known/mta-sts.txt"
+    where = f"https://mta-sts.{wanted.domain}{STS_PATH}"
     if not found:
         yield Finding(WARN, *at, f"publish it, and the policy at {where}", (record,))
     elif len(found) > 1 or not re.fullmatch(r"[A-Za-z0-9]{1,32}", _tags(found[0]).get("id", "")):

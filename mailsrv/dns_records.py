@@ -72,7 +72,8 @@ class Wanted:
     """What a domain's records are made from.
 
     `ports` has those of CLIENT_SERVICES that are offered; `keys` are (name, text, state) of the DKIM keys; `addresses`
-    are the IP addresses mail is sent from and received on, as far as they are known.
+    are the IP addresses mail is sent from and received on, as far as they are known; `helo` is the name it is sent by,
+    if that is not `hostname`.
     """
 
     domain: str
@@ -80,8 +81,14 @@ class Wanted:
     addresses: tuple[str, ...] = ()
     keys: tuple[tuple[str, str, str], ...] = ()
     ports: tuple[tuple[str, int], ...] = ()
+    helo: str = ""
     dmarc: str = "quarantine"
     sts: str = "testing"
+
+    @property
+    def sender(self) -> str:
+        """What the server calls itself when it sends: reports are judged by it, and the reverse name has to be it."""
+        return self.helo or self.hostname
 
     @property
     def postmaster(self) -> str:
@@ -90,7 +97,8 @@ class Wanted:
 
 def address_records(wanted: Wanted) -> list[Record]:
     return [
-        Record(wanted.hostname, "AAAA" if ":" in one else "A", one, "the server") for one in wanted.addresses
+        Record(host, "AAAA" if ":" in one else "A", one, "the server")
+        for host in dict.fromkeys((wanted.hostname, wanted.sender)) for one in wanted.addresses
     ]  # fmt: skip
 
 
@@ -106,7 +114,7 @@ def spf(wanted: Wanted) -> Record:
 
 
 def helo_spf(wanted: Wanted) -> Record:
-    return Record(wanted.hostname, "TXT", f"{SPF} a -all", "SPF of reports, which have no sender (RFC 7208 2.4)")
+    return Record(wanted.sender, "TXT", f"{SPF} a -all", "SPF of reports, which have no sender (RFC 7208 2.4)")
 
 
 def dkim(wanted: Wanted) -> list[Record]:
@@ -140,7 +148,7 @@ def tls_rpt(wanted: Wanted) -> Record:
 def ptr(wanted: Wanted) -> list[Record]:
     about = "reverse name: set by whoever gave you the address"
     return [
-        Record(ipaddress.ip_address(one).reverse_pointer, "PTR", wanted.hostname, about) for one in wanted.addresses
+        Record(ipaddress.ip_address(one).reverse_pointer, "PTR", wanted.sender, about) for one in wanted.addresses
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 It is one part of a process that has accounts, mailboxes and an intake; where several processes serve, of a process of
 its own. Others put entries into the spool and wake it through its socket.
 
-Imports: config, smtp, net, mail, store, wire.
+Imports: config, rotation, dns_check, smtp, net, mail, store, wire.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from mailsrv.config import Config
+from mailsrv.dns_check import lookup_by
 from mailsrv.mail.accounts import Accounts, parse_address
 from mailsrv.mail.bounce import Bounces
 from mailsrv.mail.dkim import Keys
@@ -25,6 +26,7 @@ from mailsrv.net import https
 from mailsrv.net.dial import Sources
 from mailsrv.net.resolver import Resolver, ResolverSettings
 from mailsrv.net.tls import client_context
+from mailsrv.rotation import Rotation
 from mailsrv.smtp import mta_sts
 from mailsrv.smtp.client import Timeouts
 from mailsrv.smtp.next_hops import Ourselves
@@ -137,8 +139,11 @@ def sts_of(config: Config, resolver: Resolver, sources: Sources) -> StsPolicies 
 
 
 class Runner:
+    """The queue at work, and what else belongs to the one process that sends mail."""
+
     def __init__(self, config: Config, accounts: Accounts, intake: Intake) -> None:
         self._way_out = way_out(config, accounts)
+        self._rotation = Rotation(Keys(config.dkim_path), lookup_by(resolver_of(config)))
         ways = Ways(self._way_out, self._way_out.destination, intake.deliver, accounts.is_local, intake.post)
         self.queue = Queue(
             intake.spool, ways, schedule_of(config), connections=config["queue.attempts"],
@@ -148,8 +153,10 @@ class Runner:
     def start(self) -> None:
         """Raises QueueLocked when another runner works on this queue."""
         self.queue.start()
+        self._rotation.start()
 
     def close(self, deadline: float) -> None:
         """Attempts that go on may end until then (monotonic clock)."""
+        self._rotation.close()
         self.queue.stop(max(0.0, deadline - time.monotonic()))
         self._way_out.close()

@@ -1,6 +1,7 @@
 """What is generated can be pasted, what is pasted is found in order, and what is not says what to paste."""
 
 import re
+from dataclasses import replace
 
 import dns.zone
 import pytest
@@ -178,6 +179,15 @@ def test_f21_other_ways_to_say_the_same_are_right(zones, what, name, type, value
     zones.put("ours.example._report._dmarc.agreed.org", "TXT", "v=DMARC1")
     zones.set(name, type, *values)
     assert finding(zones, what).result == PASS, finding(zones, what)
+
+
+def test_a_server_that_sends_by_another_name_needs_records_for_that(zones):
+    wanted = replace(WANTED, helo="out.ours.example")
+    assert {one.what for one in checked(zones, wanted) if one.result != PASS} == {
+        "SPF of the host", f"reverse name of {FOUR}", f"reverse name of {SIX}",
+    }  # fmt: skip
+    pasted = Zones(dns_records.zone_text(dns_records.all_records(wanted)))
+    assert {one.result for one in checked(pasted, wanted)} == {PASS}
 
 
 def test_the_policy_of_the_organisation_holds_below_it(zones):

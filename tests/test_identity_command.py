@@ -8,14 +8,21 @@ import pytest
 
 from mailsrv import cli
 from mailsrv.mail.accounts import Accounts
-from mailsrv.net import resolver
 from tests.conftest import configuration
 from tests.fakes.dns import SERVFAIL, FakeDns
 
 
 @pytest.fixture
-def command(tmp_path, capsys):
-    settings = configuration(tmp_path, None, {"server.hostname": "mx.ours.example"})
+def published():
+    """The DNS as the command finds it."""
+    with FakeDns() as made:
+        yield made
+
+
+@pytest.fixture
+def command(tmp_path, capsys, published):
+    dns = {"dns.nameservers": ["127.0.0.1"], "dns.port": published.port, "dns.seconds": 2}
+    settings = configuration(tmp_path, None, {"server.hostname": "mx.ours.example", **dns})
     accounts = Accounts(settings.accounts_path, settings.mail_root)
     accounts.add_domain("ours.example")
     accounts.close()
@@ -46,16 +53,6 @@ def zone(text):
 
 def selectors(command, *words):
     return {key["selector"]: key["state"] for key in json.loads(command("dkim", "list", *words, "--json")[0])}
-
-
-@pytest.fixture
-def published(monkeypatch):
-    """The DNS as the command finds it."""
-    real = resolver.Resolver
-    with FakeDns() as made:
-        settings = resolver.ResolverSettings(("127.0.0.1",), made.port, try_seconds=0.5, seconds=2.0)
-        monkeypatch.setattr(resolver, "Resolver", lambda: real(settings))
-        yield made
 
 
 def publish(published, text):

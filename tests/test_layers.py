@@ -43,6 +43,7 @@ TOP = {
     "quickstart",
     "reference",
     "route_settings",
+    "rotation",
     "runner",
     "settings",
     "spf",
@@ -54,7 +55,7 @@ TOP = {
 }
 GEVENT = {
     "__main__", "mail.canary", "detach", "handover", "systemd", "vitals", "cli.people", "control", "daemon",
-    "settings", "quickstart", "supervisor", "log", "net.stream", "net.dial", "net.https", "net.resolver",
+    "settings", "quickstart", "rotation", "supervisor", "log", "net.stream", "net.dial", "net.https", "net.resolver",
     "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
     "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
     "store.account", "store.base", "store.entry", "store.files", "store.spool",

@@ -1,6 +1,6 @@
 """Commands about the keys that mail is signed with: generate, list, rotate, activate, retire.
 
-Imports: cli.common, cli.dns, dns_records, errors; what only one command needs is imported there.
+Imports: cli.common, dns_records, mail; what only one command needs is imported there.
 """
 
 from __future__ import annotations
@@ -76,14 +76,13 @@ def list_keys(args: argparse.Namespace) -> int:
 
 
 def activate(args: argparse.Namespace) -> int:
-    from mailsrv.cli.dns import lookup_by
-    from mailsrv.dns_check import published
+    from mailsrv.dns_check import lookup_by, published
     from mailsrv.mail.dkim import NEW
-    from mailsrv.net.resolver import Resolver
+    from mailsrv.runner import resolver_of
 
     domain, keys = own_domain(args), open_keys(args)
     if not args.unchecked:
-        lookup = lookup_by(Resolver())
+        lookup = lookup_by(resolver_of(load_config(args)))
         for key in keys.of(domain, NEW):
             record = dns_records.Record(key.name, "TXT", keys.record(key))
             if not published(record, lookup):

@@ -15,50 +15,14 @@ from typing import TYPE_CHECKING, Any
 from mailsrv import dns_records
 from mailsrv.cli.common import DONE, FAILED, Commands, Failure, load_config, open_accounts, say, table
 from mailsrv.cli.dkim import open_keys
+from mailsrv.config import Config
 from mailsrv.dns_records import CLIENT_SERVICES, Record, Wanted
 from mailsrv.mail.accounts import parse_domain
 
 if TYPE_CHECKING:
-    from mailsrv.dns_check import Fetch, Finding, Lookup
-    from mailsrv.net.resolver import Resolver
+    from mailsrv.dns_check import Finding
 
-POLICY_OCTETS = 64 * 1024  # RFC 8461 3.3
 _FAR = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))  # documentation addresses: nothing is sent
-
-
-def lookup_by(resolver: Resolver) -> Lookup:
-    from mailsrv.dns_check import Unanswered
-    from mailsrv.net.resolver import LookupFailed, NameNotFound
-
-    def lookup(name: str, type: str) -> list[str]:
-        try:
-            values = resolver.lookup(name, type).values
-        except NameNotFound:
-            return []
-        except LookupFailed as failure:
-            raise Unanswered(str(failure)) from None
-        return [" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values]
-
-    return lookup
-
-
-def fetch_by(resolver: Resolver) -> Fetch:
-    """Fetches MTA-STS policies as other servers do: by a certificate that everybody trusts."""
-    import ssl
-
-    from mailsrv.net.https import FetchFailed, fetch
-
-    def policy(domain: str) -> str:
-        try:
-            text = fetch(
-                f"mta-sts.{domain}", "/.well-known/mta-sts.txt", resolver, ssl.create_default_context(),
-                limit=POLICY_OCTETS,
-            )  # fmt: skip
-        except FetchFailed as failure:
-            raise OSError(str(failure)) from None
-        return text.decode("utf-8", "replace")
-
-    return policy
 
 
 def _wanted(args: argparse.Namespace, addresses: list[str]) -> Wanted:
@@ -76,8 +40,16 @@ def _wanted(args: argparse.Namespace, addresses: list[str]) -> Wanted:
     return Wanted(
         domain, settings["server.hostname"], tuple(addresses), known,
         ports=tuple((service, where[0][1]) for service, where in listens.items() if where),
+        helo=settings["relay.helo"],
         dmarc=getattr(args, "dmarc", "quarantine"), sts=getattr(args, "mta_sts", "testing"),
     )  # fmt: skip
+
+
+def _configured_addresses(settings: Config) -> list[str]:
+    """The public addresses that the configuration names."""
+    sources = (settings["relay.source_ipv4"], settings["relay.source_ipv6"])
+    named = dict.fromkeys([*settings["relay.own_addresses"], *(one for one in sources if one)])
+    return [str(one) for one in named if ipaddress.ip_address(one).is_global]
 
 
 def _own_addresses() -> list[str]:
@@ -94,7 +66,7 @@ def _own_addresses() -> list[str]:
 
 
 def generate(args: argparse.Namespace) -> int:
-    addresses = args.ip or _own_addresses()
+    addresses = args.ip or _configured_addresses(load_config(args)) or _own_addresses()
     wanted = _wanted(args, addresses)
     everything = dns_records.all_records(wanted)
     if not addresses:
@@ -127,11 +99,12 @@ def _form_row(record: Record, domain: str) -> dict[str, Any]:
 
 def check(args: argparse.Namespace) -> int:
     from mailsrv import dns_check
-    from mailsrv.net.resolver import Resolver
+    from mailsrv.runner import resolver_of
 
-    wanted = _wanted(args, args.ip or [])
-    resolver = Resolver()
-    findings = dns_check.check(wanted, lookup_by(resolver), fetch_by(resolver))
+    settings = load_config(args)
+    wanted = _wanted(args, args.ip or _configured_addresses(settings))
+    resolver = resolver_of(settings)
+    findings = dns_check.check(wanted, dns_check.lookup_by(resolver), dns_check.fetch_by(resolver))
     if args.json:
         rows = [
             {**asdict(finding), "paste": [record.zone() for record in finding.paste]} for finding in findings

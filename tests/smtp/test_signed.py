@@ -6,12 +6,15 @@ from dataclasses import replace
 import dkim
 import pytest
 
-from mailsrv.cli.dns import lookup_by
-from mailsrv.mail.dkim import Keys
+from mailsrv.dns_check import lookup_by
+from mailsrv.mail.dkim import ACTIVE, NEW, Keys
 from mailsrv.mail.signing import Signer
+from mailsrv.net.resolver import Resolver, ResolverSettings
+from mailsrv.rotation import Rotation
 from mailsrv.values import AccountId, Disposition
 from mailsrv.wire.draft import parse_authors
 from mailsrv.wire.lines import WholeLines
+from tests.fakes.dns import SERVFAIL
 from tests.fakes.sink import EXTENSIONS
 from tests.fakes.world import World
 
@@ -23,13 +26,17 @@ def world(tmp_path):
     """Its relay signs for example.com, whose keys are in its DNS."""
     keys = Keys(str(tmp_path / "dkim"))
     with World(tmp_path) as made:
-        for key in keys.generate("example.com"):
-            record = keys.record(key)
-            made.dns.add(key.name, "TXT", f'"{record[:255]}" "{record[255:]}"')
+        publish(made, keys, keys.generate("example.com"))
         made.more["sign"] = Signer(
             keys, may_author=lambda account, author: True, authors=parse_authors, whole_lines=WholeLines
         ).sign
         yield made
+
+
+def publish(world, keys, some):
+    for key in some:
+        record = keys.record(key)
+        world.dns.add(key.name, "TXT", f'"{record[:255]}" "{record[255:]}"')
 
 
 def verdicts(world, text):
@@ -77,3 +84,24 @@ def test_b18_nothing_is_added_to_what_is_not_ours(world):
     assert [one.disposition for one in world.relay(job)] == [Disposition.SENT]
     [message] = world.sinks["mx.far.example"].messages
     assert message.text == text
+
+
+def test_b21_new_keys_sign_when_they_are_seen(world, tmp_path, events):
+    keys = Keys(str(tmp_path / "dkim"))
+    world.domain("far.example")
+    looks = lookup_by(Resolver(ResolverSettings(("127.0.0.1",), world.dns.port, try_seconds=0.5)))
+    rotation = Rotation(keys, looks)
+    assert rotation.look() == [], "nothing to do"
+    new = keys.rotate("example.com")
+    publish(world, keys, new[:1])
+    world.dns.fail(new[1].name, "TXT", SERVFAIL)
+    assert rotation.look() == [] and len(keys.of("example.com", NEW)) == 2
+    publish(world, keys, new[1:])
+    assert Rotation(keys, lookup_by(world.resolver)).look() == ["example.com"], (
+        "by a resolver that remembers nothing yet"
+    )
+    assert {key.selector for key in keys.of("example.com", ACTIVE)} == {key.selector for key in new}
+    assert ("dkim keys activated", "example.com") in [(event, fields.get("domain")) for event, fields in events]
+    text = HEADER + b"\r\nHow are you?\r\n"
+    arrived = received(world, text)
+    assert f"s={new[0].selector};".encode() in arrived and verdicts(world, arrived) == [True, True]
