@@ -22,7 +22,7 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from mailsrv import log, systemd
+from mailsrv import audit, log, systemd
 from mailsrv.config import Config
 from mailsrv.control import Control
 from mailsrv.imap import context as imap_context
@@ -32,6 +32,7 @@ from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.bus import Bus
 from mailsrv.mail.canary import Canary
 from mailsrv.mail.intake import Intake
+from mailsrv.mail.logins import Logins
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.passwords import Passwords
@@ -137,7 +138,8 @@ class Server:
         self.accounts = Accounts(config.accounts_path, config.mail_root, rewriter)
         self.tally = tally if tally is not None else Tally(Shared())
         self.throttle = Throttle(config.throttle_path, throttle_limits(config), self.tally.secret)
-        self.passwords = Passwords(self.accounts, self.throttle)
+        self.logins = Logins(audit.Trail(audit.directory_of(config), audit.LOGINS, config["audit.days"]).append)
+        self.passwords = Passwords(self.accounts, self.throttle, self.logins)
         self.registry = Registry()
         self.watch = Watch()
         self.mailboxes = Mailboxes(
@@ -368,6 +370,7 @@ class Server:
         self.watch.close()
         self.bus.close()
         self.mailboxes.close_all()
+        self.logins.close()
         self.throttle.close()
         self.accounts.close()
         log.info("stopped")

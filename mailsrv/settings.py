@@ -286,6 +286,7 @@ SECTIONS = {
     "limits": "What one client may ask for. Who has to wait now: mailsrv limits list.",
     "metrics": "Figures for Prometheus and the answer to whether the server is well, by HTTP.",
     "canary": "A message to ourselves now and then, to know that mail is stored and pushed.",
+    "audit": "What administrators did and who logged in: mailsrv audit list.",
     "log": "One event, one line.",
 }
 
@@ -411,6 +412,8 @@ SETTINGS = (
     Setting("canary.seconds", _number(0, 86400, "seconds"), 60, "How often a message is put into a hidden mailbox of "
             "the server's own, and must be announced to every process. What fails is in `mailsrv status`. 0: never.",
             live=False),
+    Setting("audit.days", _whole(1, 36_500, "days"), 365, "How long files of the audit trail are kept, once they are "
+            "full.", live=False),
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),
     Setting("log.file", LOG_FILE, "", "File to append to, or syslog. Nothing: standard error, and syslog "
             "where the server runs in the background."),

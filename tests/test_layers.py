@@ -23,6 +23,7 @@ ALLOWED = {
 TOP = {
     "__init__",
     "__main__",
+    "audit",
     "certificates",
     "cli",
     "config",
@@ -54,7 +55,7 @@ TOP = {
     "vitals",
 }
 GEVENT = {
-    "__main__", "mail.canary", "detach", "handover", "systemd", "vitals", "cli.people", "control", "daemon",
+    "__main__", "audit", "mail.canary", "detach", "handover", "systemd", "vitals", "cli.people", "control", "daemon",
     "settings", "quickstart", "rotation", "supervisor", "log", "net.stream", "net.dial", "net.https", "net.resolver",
     "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
     "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",

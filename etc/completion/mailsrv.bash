@@ -51,6 +51,8 @@ _mailsrv() {
             ' limits') path='limits' ;;
             'limits list') path='limits list' ;;
             'limits clear') path='limits clear' ;;
+            ' audit') path='audit' ;;
+            'audit list') path='audit list' ;;
             ' install') path='install' ;;
             ' uninstall') path='uninstall' ;;
             ' preflight') path='preflight' ;;
@@ -170,6 +172,13 @@ _mailsrv() {
         'limits:-c'|'limits:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'limits list:-c'|'limits list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'limits clear:-c'|'limits clear:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'audit:-c'|'audit:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'audit list:-c'|'audit list:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'audit list:--user') COMPREPLY=(); return ;;
+        'audit list:--action') COMPREPLY=(); return ;;
+        'audit list:--since') COMPREPLY=(); return ;;
+        'audit list:--until') COMPREPLY=(); return ;;
+        'audit list:--last') COMPREPLY=(); return ;;
         'install:-c'|'install:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'install:--prefix') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'uninstall:-c'|'uninstall:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -198,7 +207,7 @@ _mailsrv() {
         'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits install uninstall preflight setup dkim dns -h --help --version' ;;
+        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits audit install uninstall preflight setup dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -246,6 +255,8 @@ _mailsrv() {
         'limits') words='list clear -h --help -c --config --json' ;;
         'limits list') words='-h --help -c --config --json' ;;
         'limits clear') words='-h --help -c --config --json --all' ;;
+        'audit') words='list -h --help -c --config --json' ;;
+        'audit list') words='-h --help -c --config --json --user --action --since --until --last' ;;
         'install') words='-h --help -c --config --json --dry-run --prefix' ;;
         'uninstall') words='-h --help -c --config --json --dry-run --prefix --purge-config' ;;
         'preflight') words='-h --help -c --config --json --outgoing' ;;

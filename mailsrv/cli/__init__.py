@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from mailsrv import __version__, config
-from mailsrv.cli import dkim, dns, installing, limits, mailboxes, people, queue, server, watching
-from mailsrv.cli.common import FAILED, Command, Commands, Failure, say
+from mailsrv import __version__, audit, config
+from mailsrv.cli import dkim, dns, installing, limits, mailboxes, people, queue, server, trail, watching
+from mailsrv.cli.common import FAILED, Command, Commands, Failure, load_config, say
 from mailsrv.errors import MailError
 
-SUBJECTS = (server, watching, people, mailboxes, queue, limits, installing, dkim, dns)
+SUBJECTS = (server, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"configuration file (default: $MAILSRV_CONFIG, else {config.DEFAULT_PATH})",
     )  # fmt: skip
     shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="answer in JSON")
-    top.set_defaults(config=None, json=False)
+    top.set_defaults(config=None, json=False, settings=None)
     commands = Commands(top.add_subparsers(metavar="COMMAND", required=True), shared)
     for subject in SUBJECTS:
         subject.register(commands)
@@ -43,25 +43,54 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; the exit code. What may have changed something goes into the audit trail."""
+    args = parser().parse_args(argv)
+    args.by = audit.whoever_runs_this()  # before root becomes the server's user
+    try:
+        code, error = _run(args)
+    except BaseException as failure:
+        _remember(args, f"{type(failure).__name__}: {failure}")
+        raise
+    _remember(args, error if code else None)
+    return code
+
+
+def _run(args: argparse.Namespace) -> tuple[int, str]:
+    """The exit code, and for the trail what went wrong; all that is for the user to read is said here."""
     from mailsrv.start import StartError
 
-    args = parser().parse_args(argv)
     run: Command = args.run
+    said = ""
     try:
         with ExitStack() as args.at_end:
             code = run(args)
         sys.stdout.flush()
-        return code
+        return code, f"exit code {code}"
     except config.ConfigError as error:
-        for problem in error.problems:
-            say(f"mailsrv: {problem}")
+        said = "\n".join(f"mailsrv: {problem}" for problem in error.problems)
     except (Failure, MailError, StartError) as failure:
-        say(f"mailsrv: {failure}")
+        said = f"mailsrv: {failure}"
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has seen enough; nothing more can be said
+        return FAILED, "the reader of the output went away"
     except OSError as failure:
-        say(f"mailsrv: {failure.filename or ''}: {failure.strerror or failure}".replace(": :", ":"))
+        said = f"mailsrv: {failure.filename or ''}: {failure.strerror or failure}".replace(": :", ":")
     except KeyboardInterrupt:
-        say("")
-    return FAILED
+        said = ""
+    say(said)
+    return FAILED, said.removeprefix("mailsrv: ") or "interrupted"
+
+
+def _remember(args: argparse.Namespace, error: str | None) -> None:
+    """One entry for a command that changes something. A trail that cannot be written is no reason to undo it."""
+    if args.reads:
+        return
+    try:
+        settings = load_config(args)
+        if os.path.isdir(settings["server.data_dir"]):
+            trail = audit.Trail(audit.directory_of(settings), audit.ADMIN, settings["audit.days"])
+            trail.append([audit.command_record(args, error)], sync=True)
+    except config.ConfigError:
+        pass  # it was said already, and nothing was changed
+    except OSError as failure:
+        say(f"mailsrv: note: the audit trail was not written: {failure.filename or ''}: {failure.strerror or failure}")

@@ -19,6 +19,7 @@ from mailsrv.mail.accounts import Accounts
 
 DONE, FAILED, MISUSED, NOT_RUNNING = 0, 1, 2, 3
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+READING = {"list", "show", "check", "status", "who", "trace", "sample", "reference", "version", "why", "stats"}
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -33,17 +34,19 @@ class Commands:
     namespace it is called with, and returns the exit code.
     """
 
-    def __init__(self, group: Any, shared: argparse.ArgumentParser) -> None:
-        self._group, self._shared = group, shared
+    def __init__(self, group: Any, shared: argparse.ArgumentParser, noun: str = "") -> None:
+        self._group, self._shared, self._noun = group, shared, noun
 
-    def add(self, name: str, run: Command, text: str) -> argparse.ArgumentParser:
+    def add(self, name: str, run: Command, text: str, *, reads: bool | None = None) -> argparse.ArgumentParser:
+        """`reads`: it changes nothing, so that the audit trail need not know. By default the verbs in READING."""
         made = self._parser(name, text)
-        made.set_defaults(run=run)
+        full_name = f"{self._noun} {name}".strip()
+        made.set_defaults(run=run, full_name=full_name, reads=name in READING if reads is None else reads)
         return made
 
     def noun(self, name: str, text: str) -> Commands:
         group = self._parser(name, text).add_subparsers(metavar="VERB", required=True)
-        return Commands(group, self._shared)
+        return Commands(group, self._shared, f"{self._noun} {name}".strip())
 
     def _parser(self, name: str, text: str) -> argparse.ArgumentParser:
         words = text[0].upper() + text[1:] + "."
@@ -126,7 +129,9 @@ def config_path(args: argparse.Namespace) -> str:
 
 def load_config(args: argparse.Namespace, *, stay_root: bool = False) -> config.Config:
     """The configuration. From then on root is the server's user, so that the server owns what a command writes."""
-    settings = config.load(config_path(args))
+    if args.settings is None:
+        args.settings = config.load(config_path(args))
+    settings: config.Config = args.settings
     if not stay_root and os.geteuid() == 0 and settings["server.user"]:
         from mailsrv import privileges
 

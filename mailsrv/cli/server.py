@@ -73,15 +73,19 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def register(commands: Commands) -> None:
-    one = commands.add("quickstart", quickstart, "run a private server on loopback that shows how mail is pushed")
+    one = commands.add(
+        "quickstart", quickstart, "run a private server on loopback that shows how mail is pushed", reads=True
+    )
     one.add_argument("--dir", metavar="DIR", help="where it keeps everything (default: in your data directory)")
     one.add_argument("--base-port", type=port, metavar="N", help="ports are N+25, N+143, N+465, N+587, N+993 (2000)")
     one.add_argument("--check", action="store_true", help="send one message through it, print the latencies, and end")
 
-    one = commands.add("serve", serve, "run the server; without --foreground it returns when the server is ready")
+    one = commands.add(
+        "serve", serve, "run the server; without --foreground it returns when the server is ready", reads=True
+    )
     one.add_argument("--foreground", action="store_true", help="stay in the foreground, as systemd and the like expect")
     commands.add("check", check, "check the configuration")
-    commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do")
+    commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do", reads=True)
 
     group = commands.noun("config", "the configuration file")
     group.add("sample", config_sample, "print the documented default configuration")

@@ -5,7 +5,7 @@ time; schemes computed in Python run in a short-lived helper process. A verified
 minutes under a key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run
 and gets the same answer. How often somebody may fail is `mail.throttle`'s to say.
 
-Imports: mail.accounts, mail.throttle, store.files (the pool), log, errors, values.
+Imports: mail.{accounts,logins,throttle}, store.files (the pool), log, errors, values.
 RFC 9106 (argon2), OWASP password storage.
 """
 
@@ -29,6 +29,7 @@ from gevent.monkey import get_original
 from mailsrv import log
 from mailsrv.errors import AddressInvalid, AuthenticationFailed, LoginThrottled, MailError
 from mailsrv.mail.accounts import Accounts, User
+from mailsrv.mail.logins import Logins
 from mailsrv.mail.throttle import Throttle
 from mailsrv.store.files import offload
 from mailsrv.values import Account
@@ -204,10 +205,10 @@ class Caller:
 
 
 class Passwords:
-    """Authentication for the sessions of one process. `throttle` has failures wait; None for no limits."""
+    """Authentication for the sessions of one process. `throttle` has failures wait, `logins` keeps a record."""
 
-    def __init__(self, accounts: Accounts, throttle: Throttle | None = None) -> None:
-        self._accounts, self._throttle = accounts, throttle
+    def __init__(self, accounts: Accounts, throttle: Throttle | None = None, logins: Logins | None = None) -> None:
+        self._accounts, self._throttle, self._logins = accounts, throttle, logins
         self._key = os.urandom(32)
         self._remembered: OrderedDict[bytes, float] = OrderedDict()
         self._at_once = BoundedSemaphore(AT_ONCE)
@@ -231,6 +232,8 @@ class Passwords:
             raise
         if self._throttle is not None and self._throttle.news(whose, caller.peer):
             offload(self._throttle.succeeded, whose, caller.peer)
+        if self._logins is not None:
+            self._logins.succeeded(whose, caller.peer, caller.service)
         return account
 
     def _account(self, user: User | None, password: str, check: Callable[[], None]) -> Account:
@@ -262,6 +265,8 @@ class Passwords:
             "auth failed", rip=caller.peer, service=caller.service, method=caller.method,
             repeated="yes" if repeated else "no", user=name,
         )  # fmt: skip
+        if self._logins is not None:
+            self._logins.failed(name, caller.peer, caller.service)
 
     def _verified(self, password: str, stored: str, check: Callable[[], None]) -> bool:
         if split_scheme(stored)[0] in ("PLAIN", "CLEARTEXT"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,9 @@ class Admission:
         """None when the connection is counted; else why there is no room for it, for the client to read."""
         if self.total >= self.limits.connections:
             return "The server has all the connections it can serve; try again in some minutes"
-        if peer not in self.limits.trusted and not self.tally.enter(address_of(peer), self.limits.per_address):
+        # Those from trusted networks are counted too: which networks these are may change while they last.
+        most = sys.maxsize if peer in self.limits.trusted else self.limits.per_address
+        if not self.tally.enter(address_of(peer), most):
             return (
                 f"Your address has {self.limits.per_address} connections, the most allowed; "
                 "try again when some are closed"
@@ -74,8 +77,7 @@ class Admission:
 
     def leave(self, peer: str) -> None:
         self.total -= 1
-        if peer not in self.limits.trusted:
-            self.tally.leave(address_of(peer))
+        self.tally.leave(address_of(peer))
 
 
 def bind(address: tuple[str, int]) -> socket.socket:
