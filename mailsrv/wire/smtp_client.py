@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mailsrv.values import Address, Envelope, RecipientOptions
 from mailsrv.wire.address import written
@@ -57,26 +58,31 @@ class ReplyReader:
 
     def feed(self, line: bytes) -> ServerReply | None:
         """A line without its end. WireError for what is no reply, or for one without end."""
-        code, last, text = _reply_line(line)
+        reply, last = _reply_line(line)
+        if last and not self._lines:
+            return reply
         self._octets += len(line)
         if len(self._lines) >= REPLY_LINES or self._octets > REPLY_OCTETS:
             raise WireError("The server's reply is too long")
-        found = _ENHANCED.match(text)
-        if found:
-            text = text[found.end() :]
-            if found[1][0] == str(code // 100):
-                self._enhanced = self._enhanced or found[1]
-        self._lines.append(text)
+        self._enhanced = self._enhanced or reply.enhanced
+        self._lines += reply.lines
         # Codes that differ within a reply are wrong (RFC 5321 4.2.1); the last line's counts.
-        return ServerReply(code, self._enhanced, tuple(self._lines)) if last else None
+        enhanced = self._enhanced if self._enhanced[:1] == str(reply.code // 100) else ""
+        return ServerReply(reply.code, enhanced, tuple(self._lines)) if last else None
 
 
-def _reply_line(line: bytes) -> tuple[int, bool, str]:
+@lru_cache(maxsize=256)  # servers say the same few lines to every message
+def _reply_line(line: bytes) -> tuple[ServerReply, bool]:
+    """The reply that a line alone is, and whether it is the last one."""
     code, mark = line[:3], line[3:4]
     if not (code.isdigit() and len(code) == 3 and b"2" <= code[:1] <= b"5" and mark in (b" ", b"-", b"")):
         raise WireError("What the server says is no SMTP reply")
-    text = line[4:].decode("utf-8", "backslashreplace")
-    return int(code), mark != b"-", _NOT_PRINTABLE.sub(" ", text).strip()
+    text = _NOT_PRINTABLE.sub(" ", line[4:].decode("utf-8", "backslashreplace")).strip()
+    found, enhanced = _ENHANCED.match(text), ""
+    if found:
+        text = text[found.end() :]
+        enhanced = found[1] if found[1][0] == str(int(code) // 100) else ""
+    return ServerReply(int(code), enhanced, (text,)), mark != b"-"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 each recipient is told.
 """
 
+import errno
+import os
 import socket
 from dataclasses import replace
 
@@ -430,6 +432,17 @@ def test_an_unreadable_message_is_tried_again_and_is_not_the_destinations_fault(
     (world.directory / "1.eml").unlink()
     [outcome] = world.relay(job)
     assert (outcome.disposition, outcome.code, outcome.enhanced) == (LATER, 451, "4.3.0") and sink.connections == []
+
+
+@pytest.mark.parametrize("failure", [BlockingIOError(), OSError(errno.EOPNOTSUPP, "no"), None])
+def test_a_message_that_is_not_in_memory_is_read_in_a_thread(world, sink, monkeypatch, failure):
+    def preadv(*_):
+        if failure is None:
+            return 7  # only the beginning is at hand
+        raise failure
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert world.send("bo@example.org")[0].disposition is SENT and sink.messages[0].text == TEXT
 
 
 @pytest.mark.parametrize("chunking", [False, True])

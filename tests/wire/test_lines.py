@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mailsrv.wire.lines import WholeLines
+from mailsrv.wire.lines import DotStuffer, Survey, WholeLines, dot_stuffed
 
 
 def whole(*chunks):
@@ -37,3 +37,31 @@ def test_s02_nothing_else_is_changed():
         assert re.fullmatch(rb"(?:[^\r\n]*\r\n)*", sent)
         assert sent.replace(b"\r\n", b"") == text.replace(b"\r", b"").replace(b"\n", b"")
         assert whole(sent) == sent
+
+
+def test_dots_are_stuffed_however_the_text_is_cut():
+    text = b".a\r\n..b\r\nc.\r\n.\r\n\r\n."
+    for first in range(len(text) + 1):
+        for second in range(first, len(text) + 1):
+            stuffer = DotStuffer()
+            pieces = [stuffer.feed(piece) for piece in (text[:first], text[first:second], text[second:])]
+            assert b"".join(pieces) + stuffer.finish() == dot_stuffed(text)
+
+
+def test_a_survey_finds_what_a_server_must_take_however_the_text_is_cut():
+    for text, expected in (
+        (b"A: b\r\n\r\nxyz\r\n", (13, False, False, True, 4)),
+        ("A: \u00e4\r\n\r\nx\r\n".encode(), (12, True, True, True, 5)),
+        (b"A: \xe4\r\n\r\nlonger\r\n", (16, True, True, False, 6)),
+        ("A: b\r\n\r\n\u00e4\r\n".encode(), (12, True, False, True, 4)),
+        (b"", (0, False, False, True, 0)),
+        (b"no end", (6, False, False, True, 6)),
+    ):
+        for cut in range(len(text) + 1):
+            if text[cut - 1 : cut] == b"\r":
+                continue  # whole lines are never cut there
+            survey = Survey()
+            survey.feed(text[:cut])
+            survey.feed(text[cut:])
+            found = survey.size, survey.eight_bit, survey.header_eight_bit, survey.header_utf8, survey.longest_line
+            assert found == expected, (text, cut)
