@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,9 @@ from mailsrv.smtp.routes import Route, Tls, find
 from mailsrv.smtp.tls_policy import Policies, PolicyFailed, StsPolicies, TlsPolicy
 from mailsrv.values import Address, Disposition, Envelope, Job, Outcome
 from mailsrv.wire.errors import WireError
+from mailsrv.wire.lines import LINE_OCTETS
 from mailsrv.wire.smtp_client import path
 
-LONGEST_LINE = 998  # RFC 5322 2.1.1, RFC 5321 4.5.3.1.6
 UNREADABLE = "The message cannot be read"
 
 
@@ -107,11 +107,12 @@ class Relay:
         self._policies = Policies(resolver, settings.tls, dane=settings.dane, sts=sts)
         self._shelf: Shelf[Client] = Shelf(settings.idle_seconds, settings.idle_connections)
         self._contexts: dict[bool, ssl.SSLContext] = {}
+        self._names = _names(settings.routes)
 
     def destination(self, envelope: Envelope, address: Address) -> str:
         """What recipients have in common that can go in one attempt: the domain, or the host of a route."""
         route = find(self._settings.routes, envelope, address)
-        return route.name if route is not None else address.domain
+        return self._names[route] if route is not None else address.domain
 
     def close(self) -> None:
         """End the connections that wait for a next use."""
@@ -134,7 +135,7 @@ class Relay:
     def _attempt(self, job: Job, said: Said) -> None:
         first = job.recipients[0][0]
         route = find(self._settings.routes, job.envelope, first)
-        destination = route.name if route is not None else first.domain
+        destination = self._names[route] if route is not None else first.domain
         until = self._clock() + self._settings.attempt_seconds
         try:
             message = Outgoing(job.path, self._sign(job), self._offload)
@@ -145,8 +146,8 @@ class Relay:
             return
         attempt = _Attempt(job, message, route, destination, until, said)
         self._refuse_unwritable(attempt)
-        if message.survey.longest_line > LONGEST_LINE:
-            text = f"The message has a line of {message.survey.longest_line} octets; {LONGEST_LINE} are allowed"
+        if message.survey.long_line:
+            text = f"The message has a line of more than {LINE_OCTETS} octets, the most that mail allows"
             attempt.settle(Disposition.NEVER, Trouble("5.6.0", text))
         if attempt.undecided and not self._again(attempt):
             self._anew(attempt)
@@ -167,8 +168,11 @@ class Relay:
         return attempt.destination, attempt.job.envelope.require_tls
 
     def _again(self, attempt: _Attempt) -> bool:
-        """Use connections that are there; True if nothing is left to do."""
-        while (client := self._shelf.take(self._key(attempt))) is not None:
+        """Use a connection that is there, and another one if that proves dead; True if nothing is left to do."""
+        for _ in range(2):
+            client = self._shelf.take(self._key(attempt))
+            if client is None:
+                break
             self._use(client, attempt)
             if not attempt.undecided:
                 return True
@@ -341,6 +345,15 @@ class Relay:
         if context is None:
             context = self._contexts[verify] = self._offload(_make_context, verify, self._settings.ca_file)
         return context
+
+
+def _names(routes: Sequence[Route]) -> dict[Route, str]:
+    """A name of its own for each route, also where they lead to the same host in different ways."""
+    names: dict[Route, str] = {}
+    for route in routes:
+        count = sum(1 for other in names if other.name == route.name) if route not in names else 0
+        names.setdefault(route, f"{route.name}#{count + 1}" if count else route.name)
+    return names
 
 
 def _make_context(verify: bool, ca_file: str) -> ssl.SSLContext:

@@ -43,7 +43,7 @@ class Route:
 
     @property
     def name(self) -> str:
-        """What the queue groups by: two routes that differ in how they lead somewhere are two destinations."""
+        """Where it leads, for people and for the queue, which groups by it."""
         user = f"{self.user}@" if self.user else ""
         return f"{self.protocol}:{user}[{self.host}]:{self.port}"
 

@@ -9,6 +9,7 @@ Imports: nothing.    RFC 5321 2.3.8, 4.1.1.4, 4.5.2.
 from __future__ import annotations
 
 END = b"\r\n.\r\n"
+LINE_OCTETS = 998  # without CRLF: RFC 5322 2.1.1, RFC 5321 4.5.3.1.6
 HEADER_OCTETS = 1024 * 1024  # further on it is body, whatever it looks like
 
 
@@ -110,8 +111,12 @@ class DotStuffer:
         self._last = b"\r\n"
 
     def feed(self, text: bytes) -> bytes:
-        stuffed = (self._last + text).replace(b"\r\n.", b"\r\n..")[len(self._last) :]
-        self._last = (self._last + text)[-2:]
+        if b"\n." not in text and not text.startswith(b"."):
+            self._last = text[-2:] if len(text) > 1 else (self._last + text)[-2:]
+            return text
+        joined = self._last + text
+        stuffed = joined.replace(b"\r\n.", b"\r\n..")[len(self._last) :]
+        self._last = joined[-2:]
         return stuffed
 
     def finish(self) -> bytes:
@@ -119,33 +124,48 @@ class DotStuffer:
 
 
 class Survey:
-    """What a server must be able to take, found while a text with CRLF line ends passes by.
+    """What a server must be able to take, found while a text with CRLF line ends passes by, cut in no CRLF.
 
-    `longest_line` counts octets without CRLF. `header_utf8` says whether 8-bit octets of the header are UTF-8.
+    `long_line`: a line has more than LINE_OCTETS. `header_utf8` says whether 8-bit octets of the header are UTF-8.
     """
 
-    __slots__ = ("_header", "_line", "eight_bit", "header_eight_bit", "header_utf8", "longest_line", "size")
+    __slots__ = ("_header", "_line", "eight_bit", "header_eight_bit", "header_utf8", "long_line", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self.eight_bit = self.header_eight_bit = False
         self.header_utf8 = True
-        self.longest_line = 0
-        self._line = 0
+        self.long_line = False
+        self._line = 0  # octets of the line that is not at its end
         self._header: bytes | None = b""
 
     def feed(self, text: bytes) -> None:
         self.size += len(text)
         if not text.isascii():
             self.eight_bit = True
-        lines = text.split(b"\n")
-        self.longest_line = max(self.longest_line, self._line + len(lines[0]) - (len(lines) > 1))
-        if len(lines) > 1:
-            self.longest_line = max(self.longest_line, max(map(len, lines[1:])) - 1, len(lines[-1]))
-            self._line = 0
-        self._line += len(lines[-1])
+        self.long_line = self.long_line or self._measure(text)
         if self._header is not None:
             self._feed_header(text)
+
+    def _measure(self, text: bytes) -> bool:
+        """Whether a line is too long. Hops from line end to line end, as far as a good line reaches: a line of 998
+        octets and its CRLF are 1,000.
+        """
+        reach = LINE_OCTETS + 2
+        first = text.find(b"\n", 0, reach)
+        if first < 0:
+            self._line += len(text)
+            return self._line > LINE_OCTETS
+        if self._line + first - 1 > LINE_OCTETS:
+            return True
+        at = first + 1
+        while len(text) - at >= reach:
+            end = text.rfind(b"\n", at, at + reach)
+            if end < 0:
+                return True
+            at = end + 1
+        self._line = len(text) - 1 - text.rfind(b"\n")
+        return self._line > LINE_OCTETS
 
     def _feed_header(self, text: bytes) -> None:
         header = (self._header or b"") + text

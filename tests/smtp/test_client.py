@@ -135,7 +135,7 @@ def test_s04_a_line_longer_than_998_octets_never_leaves(world, sink):
     assert world.send("bo@example.org", text=b"A: b\r\n\r\n" + b"x" * 998 + b"\r\n")[0].disposition is SENT
     for text in (b"x" * 999 + b"\r\n", b"A: b\r\n\r\n" + b"y\r\n" * 100_000 + b"x" * 999):
         [outcome] = world.send("bo@example.org", text=text)
-        assert (outcome.disposition, outcome.enhanced) == (NEVER, "5.6.0") and "999" in outcome.text
+        assert (outcome.disposition, outcome.enhanced) == (NEVER, "5.6.0") and "998" in outcome.text
     assert len(sink.messages) == 1
 
 
@@ -312,6 +312,15 @@ def test_a_connection_that_died_while_it_waited_costs_nothing(world, sink):
     assert [message.connection for message in sink.messages] == [0, 1, 2]
 
 
+def test_connections_that_all_died_are_not_tried_one_after_the_other(world, sink):
+    jobs = [world.job("bo@example.org") for _ in range(6)]
+    gevent.joinall([gevent.spawn(world.relay, job) for job in jobs], timeout=20)
+    assert len(sink.connections) == 6
+    sink.on["MAIL"] = [DROP, DROP, None]
+    assert world.send("bo@example.org")[0].disposition is SENT
+    assert len(sink.connections) == 7 and sink.messages[-1].connection == 6
+
+
 def test_a_connection_ends_after_so_many_transactions_and_after_a_pause(world, sink):
     world.settings |= {"transactions": 2, "idle_seconds": 0.1}
     for _ in range(3):
@@ -339,6 +348,12 @@ def test_s16_lost_after_the_dot_is_later_and_never_sent_elsewhere_at_once(world)
 def test_s16_timeouts_are_those_of_the_rfc():
     limits = Timeouts()
     assert (limits.greeting, limits.command, limits.data, limits.block, limits.final) == (300, 300, 120, 180, 600)
+
+
+def test_s16_a_server_may_think_longer_about_a_message_than_about_a_command(world, sink):
+    world.settings["timeouts"] = replace(world.settings["timeouts"], command=0.4, data=0.4, final=20.0)
+    sink.on["."] = lambda c: gevent.sleep(1.0)
+    assert world.send("bo@example.org")[0].disposition is SENT and len(sink.connections) == 1
 
 
 @pytest.mark.parametrize("event", ["connect", "EHLO", "MAIL", "RCPT", "DATA", "."])

@@ -218,6 +218,22 @@ def test_recipients_of_many_domains_go_to_a_smarthost_together(world):
     assert not any(name.endswith((".example", "a.example")) and kind == "MX" for name, kind, _ in world.dns.queries)
 
 
+def test_routes_to_one_host_that_differ_are_different_destinations(world):
+    sink = world.host("smart.example.net", "127.0.0.2")
+    seen = []
+    sink.on["connect"] = lambda c: seen.append(c.sock.getpeername()[0])
+    world.settings["routes"] = tuple(
+        Route("smart.example.net", world.port, recipients=frozenset({f"{name}.example"}), source_v4=f"127.0.0.5{name}")
+        for name in "12"
+    )
+    assert [world.relay.destination(Envelope(None), address(f"x@{name}.example")) for name in "12"] == [
+        f"smtp:[smart.example.net]:{world.port}", f"smtp:[smart.example.net]:{world.port}#2",
+    ]  # fmt: skip
+    for name in "1221":
+        world.send(f"x@{name}.example")
+    assert seen == ["127.0.0.51", "127.0.0.52"] and len(sink.messages) == 4
+
+
 def test_trouble_with_the_host_of_a_route_is_never_final(world):
     world.settings["routes"] = (Route("nowhere.example.net", world.port),)
     [outcome] = world.send("bo@a.example")

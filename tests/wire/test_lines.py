@@ -50,12 +50,12 @@ def test_dots_are_stuffed_however_the_text_is_cut():
 
 def test_a_survey_finds_what_a_server_must_take_however_the_text_is_cut():
     for text, expected in (
-        (b"A: b\r\n\r\nxyz\r\n", (13, False, False, True, 4)),
-        ("A: \u00e4\r\n\r\nx\r\n".encode(), (12, True, True, True, 5)),
-        (b"A: \xe4\r\n\r\nlonger\r\n", (16, True, True, False, 6)),
-        ("A: b\r\n\r\n\u00e4\r\n".encode(), (12, True, False, True, 4)),
-        (b"", (0, False, False, True, 0)),
-        (b"no end", (6, False, False, True, 6)),
+        (b"A: b\r\n\r\nxyz\r\n", (13, False, False, True)),
+        ("A: \u00e4\r\n\r\nx\r\n".encode(), (12, True, True, True)),
+        (b"A: \xe4\r\n\r\nlonger\r\n", (16, True, True, False)),
+        ("A: b\r\n\r\n\u00e4\r\n".encode(), (12, True, False, True)),
+        (b"", (0, False, False, True)),
+        (b"no end", (6, False, False, True)),
     ):
         for cut in range(len(text) + 1):
             if text[cut - 1 : cut] == b"\r":
@@ -63,5 +63,23 @@ def test_a_survey_finds_what_a_server_must_take_however_the_text_is_cut():
             survey = Survey()
             survey.feed(text[:cut])
             survey.feed(text[cut:])
-            found = survey.size, survey.eight_bit, survey.header_eight_bit, survey.header_utf8, survey.longest_line
-            assert found == expected, (text, cut)
+            found = survey.size, survey.eight_bit, survey.header_eight_bit, survey.header_utf8
+            assert found == expected and not survey.long_line, (text, cut)
+
+
+@pytest.mark.parametrize(
+    ("lines", "too_long"),
+    [
+        ([998], False), ([999], True), ([998, 998, 998], False), ([1, 998, 999, 1], True), ([0] * 3000, False),
+        ([998] * 50 + [999], True), ([999] + [10] * 50, True), ([500] * 7 + [998] * 3 + [1], False), ([5000], True),
+    ],
+)  # fmt: skip
+def test_s04_a_line_that_is_too_long_is_found_wherever_it_is(lines, too_long):
+    for end in (b"\r\n", b""):
+        text = b"\r\n".join(b"x" * length for length in lines) + end
+        for step in (1, 7, 333, 1000, 1001, len(text) + 1):
+            whole, survey = WholeLines(), Survey()
+            for start in range(0, len(text), step):
+                survey.feed(whole.feed(text[start : start + step]))
+            survey.feed(whole.end())
+            assert survey.long_line is too_long, (end, step)
