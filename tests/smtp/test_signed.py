@@ -1,6 +1,7 @@
 """Signatures on the wire: what a host receives verifies with the keys in the DNS, whatever way the message took."""
 
 import os
+import re
 from dataclasses import replace
 
 import dkim
@@ -14,6 +15,7 @@ from mailsrv.rotation import Rotation
 from mailsrv.values import AccountId, Disposition
 from mailsrv.wire.draft import parse_authors
 from mailsrv.wire.lines import WholeLines
+from tests.daemon.conftest import until
 from tests.fakes.dns import SERVFAIL
 from tests.fakes.sink import EXTENSIONS
 from tests.fakes.world import World
@@ -105,3 +107,59 @@ def test_b21_new_keys_sign_when_they_are_seen(world, tmp_path, events):
     text = HEADER + b"\r\nHow are you?\r\n"
     arrived = received(world, text)
     assert f"s={new[0].selector};".encode() in arrived and verdicts(world, arrived) == [True, True]
+
+
+# ------------------------------------------------------------------ the whole server
+
+
+@pytest.fixture
+def server(world, serve):
+    """Its DNS and its world are the test's, and so are the keys of example.com that it signs with."""
+    made = serve(**{"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.port": world.port})
+    publish(world, Keys(made.settings.dkim_path), Keys(made.settings.dkim_path).generate("example.com"))
+    return made
+
+
+def submit(client, sender, recipient, text):
+    for command in (f"MAIL FROM:<{sender}>", f"RCPT TO:<{recipient}>"):
+        assert client.say(command).startswith(b"250 "), command
+    assert client.say("DATA", text + "\r\n.").startswith(b"250 ")
+
+
+def test_b21_users_mail_is_signed_forwards_keep_spf_and_reports_find_the_sender(server, world, dial):
+    sink = world.domain("far.example")
+    back = world.domain("third.example")
+    ann = dial(server, "submissions", user="ann")
+    submit(ann, "ann@example.com", "bo@far.example", "From: Ann <ann@example.com>\r\nSubject: one\r\n\r\nText.")
+    until(lambda: sink.messages, "sent")
+    assert verdicts(world, sink.messages[0].text) == [True, True]
+    submit(ann, "ann@example.com", "bo@far.example", "From: Bo <bo@example.com>\r\nSubject: two\r\n\r\nText.")
+    until(lambda: len(sink.messages) == 2, "sent")
+    assert verdicts(world, sink.messages[1].text) == [], "somebody else's name is not vouched for (B18)"
+
+    server.accounts.add_alias("info@example.com", ["Cy@far.example"])
+    stranger = dial(server)
+    original = "From: Eve <eve@third.example>\r\nSubject: three\r\n\r\nText."
+    submit(stranger, "eve@third.example", "info@example.com", original)
+    until(lambda: len(sink.messages) == 3, "forwarded")
+    forwarded = sink.messages[2]
+    assert forwarded.recipients == ["Cy@far.example"] and verdicts(world, forwarded.text) == []
+    made = re.search(r"<(SRS0=[^>]+@example\.com)>", forwarded.mail)[1]
+    assert made.endswith("=third.example=eve@example.com")
+    assert forwarded.text.endswith(original.encode() + b"\r\n"), "the author's own signature would hold"
+
+    # The report of the next server comes to the rewritten sender, and goes on to the original one.
+    submit(stranger, "", made, "From: MAILER-DAEMON@far.example\r\nSubject: failed\r\n\r\nText.")
+    until(lambda: back.messages, "passed on")
+    assert "FROM:<>" in back.messages[0].mail and back.messages[0].recipients == ["eve@third.example"]
+    assert stranger.say("MAIL FROM:<x@third.example>").startswith(b"250 ")
+    assert stranger.say(f"RCPT TO:<{made}>").startswith(b"550 5.1.1 "), "reports only"
+
+    # And what fails here is reported by us, signed.
+    stranger.say("RSET")
+    sink.on["RCPT Cy@far.example"] = "550 5.1.1 gone"
+    submit(stranger, "eve@third.example", "info@example.com", original)
+    until(lambda: len(back.messages) == 2, "reported")
+    report = back.messages[1]
+    assert "FROM:<>" in report.mail and b"multipart/report" in report.text
+    assert verdicts(world, report.text) == [True, True]
