@@ -1,6 +1,7 @@
-"""Makes certificates for a private installation: an authority of its own and a server certificate signed by it.
+"""Reads what certificates say, and makes them: for a private installation an authority of its own and a server
+certificate signed by it, or one that nobody vouches for.
 
-Imports: cryptography, which no serving process needs.    RFC 5280.
+Imports: cryptography.    RFC 5280.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -72,6 +74,31 @@ def self_signed(certificate: str, key: str, host: str) -> None:
     pem = serialization.Encoding.PEM
     _write(key, private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()), 0o600)
     _write(certificate, made.public_bytes(pem), 0o644)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the first certificate of a file says. `problem`: why it says nothing; then there is no `ends`."""
+
+    path: str
+    names: tuple[str, ...] = ()
+    ends: datetime.datetime | None = None
+    self_signed: bool = False
+    problem: str = ""
+
+    @property
+    def days_left(self) -> int | None:
+        """Whole days, below 0 when it has ended."""
+        return None if self.ends is None else (self.ends - datetime.datetime.now(datetime.UTC)).days
+
+
+def examine(path: str) -> Known:
+    """Never raises: what cannot be read is known as that."""
+    try:
+        found = _first(path)
+    except (OSError, ValueError) as failure:
+        return Known(path, problem=getattr(failure, "strerror", None) or f"no certificate: {failure}")
+    return Known(path, _names(found), found.not_valid_after_utc, found.issuer == found.subject)
 
 
 def names(path: str) -> tuple[str, ...]:

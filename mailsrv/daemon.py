@@ -25,6 +25,7 @@ from gevent.event import Event
 from mailsrv import audit, log, systemd
 from mailsrv.config import Config
 from mailsrv.control import Control
+from mailsrv.expiry import Expiry
 from mailsrv.imap import context as imap_context
 from mailsrv.imap.session import Session as ImapSession
 from mailsrv.mail import throttle
@@ -171,6 +172,7 @@ class Server:
         if bound and config["canary.seconds"]:
             home = f"{config['server.data_dir']}/canary"
             self.canary = Canary(self.intake, home, config["canary.seconds"], sends=leads)
+        self.expiry = Expiry(lambda: self.config, self.intake) if leads else None
         self.vitals = Vitals(self, restarts=restarts)
         self.parts = [_Once(name, self) for name in parts]
 
@@ -270,6 +272,8 @@ class Server:
         for part in self.parts:
             part.start()
         self._heart = gevent.spawn(self._beat_on)
+        if self.expiry is not None:
+            self.expiry.start()
         if self._context is not None:
             self._certificates = gevent.spawn(self._watch_certificates)
         # What was imported and built stays for good: the collector need not look at it again, nor copy its pages.
@@ -364,6 +368,8 @@ class Server:
                 greenlet.kill()
         if self.canary is not None:
             self.canary.close()
+        if self.expiry is not None:
+            self.expiry.close()
         self.upkeep.close()
         self.vitals.close()
         self.control.close()

@@ -5,7 +5,6 @@ Imports: config, daemon (certificates), supervisor (the pid file), certificates,
 
 from __future__ import annotations
 
-import datetime
 import os
 import shutil
 import socket
@@ -18,7 +17,7 @@ from mailsrv.config import Config
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
 from mailsrv.pidfile import running_pid
-from mailsrv.start import SERVICES, StartError, tls_context
+from mailsrv.start import SERVICES, StartError, certificate_files, tls_context
 
 EXPIRY_DAYS = 14
 LOW_DISK_BYTES = 1024**3
@@ -87,24 +86,31 @@ def _accounts(settings: Config) -> Iterator[Finding]:
 
 
 def _certificate(settings: Config) -> Iterator[Finding]:
-    path = settings["tls.certificate"]
-    if not path:
-        yield Finding("warn", "tls: no certificate, so nobody can log in", "set tls.certificate and tls.key")
-        return
+    files = certificate_files(settings)
+    if not settings["tls.certificate"] and not settings["tls.certificates"]:
+        if not settings["tls.self_signed"]:
+            yield Finding("warn", "tls: no certificate, so nobody can log in", "set tls.certificate and tls.key")
+            return
+        yield Finding("warn", "tls: self-signed, which mail programs warn of", "set tls.certificate and tls.key")
     try:
         tls_context(settings)
-        left = (certificates.expiry(path) - datetime.datetime.now(datetime.UTC)).days
-    except (StartError, OSError, ValueError) as failure:
+    except StartError as failure:
         yield Finding("fail", f"tls: {failure}", "both are PEM files that the server can read, and belong together")
-        return
+    for certificate, key in files:
+        yield _expiry(certificates.examine(certificate))
+        if os.path.exists(key) and os.stat(key).st_mode & 0o007:
+            yield Finding("warn", f"tls: {key} can be read by everybody", f"chmod o= {key}")
+
+
+def _expiry(known: certificates.Known) -> Finding:
+    what, left = f"tls: {known.path}", known.days_left
+    if left is None:
+        return Finding("fail", f"{what}: {known.problem}", "it is a PEM file that the server can read")
     if left < 0:
-        yield Finding("fail", f"tls: the certificate ended {-left} days ago", "renew it and restart the server")
-    elif left < EXPIRY_DAYS:
-        yield Finding("warn", f"tls: the certificate ends in {left} days", "renew it and restart the server")
-    else:
-        yield Finding("ok", f"tls: the certificate is good for {left} days")
-    if os.stat(settings["tls.key"]).st_mode & 0o077:
-        yield Finding("warn", f"tls: {settings['tls.key']} can be read by others", f"chmod 600 {settings['tls.key']}")
+        return Finding("fail", f"{what} ended {-left} days ago", "renew it; the server notices within a minute")
+    if left < EXPIRY_DAYS:
+        return Finding("warn", f"{what} ends in {left} days", "renew it; the server notices within a minute")
+    return Finding("ok", f"{what} is good for {left} days")
 
 
 def _services(settings: Config, *, running: bool) -> Iterator[Finding]:

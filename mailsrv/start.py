@@ -1,6 +1,6 @@
 """What a server needs before it serves: bound addresses, certificates; and both kinds of settings, read again.
 
-Imports: config, certificates (for names, with several of them), net, log.
+Imports: config, certificates, net, log.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mailsrv import config as configuration
 from mailsrv import log
+from mailsrv.certificates import names
 from mailsrv.config import Config, ConfigError
 from mailsrv.net import listener, tls
 
@@ -96,12 +97,8 @@ def certificate_files(config: Config) -> list[tuple[str, str]]:
 
 
 def _pairs(config: Config) -> list[tls.Pair]:
-    """With the names that each is for, which matter if there are several. Raises OSError or ValueError."""
+    """With the names that each is for. Raises OSError or ValueError."""
     files = certificate_files(config)
-    if len(files) == 1:
-        return [tls.Pair(*files[0])]
-    from mailsrv.certificates import names  # its library takes 7 MB, which most servers can save
-
     return [tls.Pair(certificate, key, names(certificate)) for certificate, key in files]
 
 

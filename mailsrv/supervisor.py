@@ -24,6 +24,7 @@ from gevent.monkey import get_original
 from gevent.socket import wait_read
 
 from mailsrv import log, privileges, systemd
+from mailsrv.certificates import self_signed
 from mailsrv.config import Config
 from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, Server
 from mailsrv.detach import Starter, detach
@@ -135,8 +136,6 @@ def _without_certificate(config: Config) -> ServerContext | None:
     if not offers_tls(config):
         log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
         return None
-    from mailsrv.certificates import self_signed  # its library takes 7 MB, which most servers can save
-
     certificate, key = own_certificate(config)
     try:
         self_signed(certificate, key, config["server.hostname"])

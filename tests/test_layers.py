@@ -33,6 +33,7 @@ TOP = {
     "dns_check",
     "dns_records",
     "doctor",
+    "expiry",
     "generate",
     "handover",
     "heartbeat",
@@ -55,8 +56,9 @@ TOP = {
     "vitals",
 }
 GEVENT = {
-    "__main__", "audit", "mail.canary", "detach", "handover", "systemd", "vitals", "cli.people", "control", "daemon",
-    "settings", "quickstart", "rotation", "supervisor", "log", "net.stream", "net.dial", "net.https", "net.resolver",
+    "__main__", "audit", "mail.canary", "detach", "expiry", "handover", "systemd", "vitals", "cli.people", "control",
+    "daemon", "settings", "quickstart", "rotation", "supervisor", "log",
+    "net.stream", "net.dial", "net.https", "net.resolver",
     "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
     "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
     "store.account", "store.base", "store.entry", "store.files", "store.spool",

@@ -10,10 +10,13 @@ Imports: mail.*, store, log, errors, values.
 
 from __future__ import annotations
 
+import email.utils
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from email.message import EmailMessage
+from email.policy import SMTP
 from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Protocol, TypeVar
@@ -444,6 +447,23 @@ class Intake:
             entry = Entry(id, envelope, [Waiting(letter.recipient)], origin)
             offload(self.spool.put, entry, message, trace.outward(None, [letter.recipient]))
             self.wake(id)
+
+    def write_postmaster(self, subject: str, text: str) -> None:
+        """A letter from the server to who looks after it, durable when this returns; nothing if there is nobody. Raises
+        MailError if it cannot be delivered now.
+        """
+        to = None if self.outgoing is None else self.outgoing.postmaster()
+        if to is None:
+            return
+        message = EmailMessage(policy=SMTP)
+        message["From"] = f"mailsrv <{to}>"
+        message["To"] = str(to)
+        message["Subject"] = subject
+        message["Date"] = email.utils.formatdate(localtime=True)
+        message["Message-ID"] = f"<{os.urandom(12).hex()}@{to.domain}>"
+        message["Auto-Submitted"] = "auto-generated"  # RFC 3834 5
+        message.set_content(text)
+        self._post(Letter(to, bytes(message), smtputf8=False, final=True), new_id())
 
     # -------------------------------------------------------------- from the queue into mailboxes
 
