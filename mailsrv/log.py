@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import _queue
 import atexit
+import functools
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -45,6 +47,8 @@ SYSLOG_PATH = "/dev/log"
 _SYSLOG_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _FACILITY_MAIL = 2 << 3  # RFC 3164 4.1.1
 BATCH_SECONDS = 0.02  # the writer wakes at most this often: waking it for every event costs the hub its time slice
+
+counts = dict.fromkeys(LEVELS, 0)  # of events, by level
 
 # Called with (event, fields) for every event of any level, in the caller's greenlet: keep it short.
 listeners: list[Callable[[str, dict[str, Any]], None]] = []
@@ -310,6 +314,7 @@ def _emit(level: str, event: str, fields: dict[str, Any]) -> None:
         listener(event, fields)
     if LEVELS[level] < _State.level:
         return
+    counts[level] += 1
     writer = _State.writer
     if writer is None or writer.pid != os.getpid():
         writer = _State.writer = _Writer(_target(), _State.as_json)
@@ -321,7 +326,9 @@ def format_logfmt(when: float, level: str, event: str, fields: dict[str, Any]) -
     parts = [_timestamp(when), level, _escape(event, VALUE_LIMIT).replace(" ", "-")]
     for key, value in fields.items():
         if value is not None:
-            parts.append(f"{key}={_quote(_text(value), _limit(key))}")
+            text = _text(value)
+            plain = len(text) <= VALUE_LIMIT and _PLAIN(text) is not None  # most are: this is the short way
+            parts.append(f"{key}={text if plain else _quote(text, _limit(key))}")
     return " ".join(parts) + "\n"
 
 
@@ -342,10 +349,17 @@ def _limit(key: str) -> int:
 
 def _timestamp(when: float) -> str:
     whole, milliseconds = divmod(int(when * 1000), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+    return f"{_second(whole)}.{milliseconds:03d}Z"
+
+
+@functools.lru_cache(maxsize=4)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
 
 
 def _text(value: Any) -> str:
+    if type(value) is str:
+        return value
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, bytes | bytearray):
@@ -353,6 +367,7 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch  # printable ASCII without space, quote, equals sign and backslash
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
 

@@ -36,7 +36,8 @@ FIGURES = {
     "mailsrv_process_cpu_seconds_total": Figure(COUNTER, "Processor time of a process.", ("process",)),
     "mailsrv_process_memory_bytes": Figure(GAUGE, "Memory of a process, with its share (PSS).", ("process",)),
     "mailsrv_process_restarts_total": Figure(COUNTER, "How often a process was started again.", ("process",)),
-    "mailsrv_log_events_dropped_total": Figure(COUNTER, "Log events not written: the output hung.", ("process",)),
+    "mailsrv_log_events_total": Figure(COUNTER, "Log events by level; errors are to be read.", ("level",)),
+    "mailsrv_log_events_dropped_total": Figure(COUNTER, "Log events not written.", ("process",)),
     "mailsrv_canary_ok": Figure(GAUGE, "Whether the last message to ourselves came in time.", ("process",)),
     "mailsrv_index_lag_seconds": Figure(
         GAUGE, "For how long the first open mailbox that another program changed waits to be looked at.", ("process",)
@@ -77,10 +78,8 @@ def sums(answers: Sequence[dict[str, Any]]) -> dict[str, dict[tuple[str, ...], A
     return found
 
 
-def gathered(
-    replies: Sequence[Reply], queue: dict[str, Any] | None, disk: tuple[int, int] | None, certificates: dict[str, float]
-) -> dict[str, Rows]:
-    """Rows of every figure there is. `queue`: what the process with the queue said; `disk`: (free, size)."""
+def gathered(replies: Sequence[Reply], disk: tuple[int, int] | None, certificates: dict[str, float]) -> dict[str, Rows]:
+    """Rows of every figure there is. `disk`: (free, size); `certificates`: when each file's ends."""
     answered = [reply for reply in replies if not reply.error]
     rows: dict[str, Rows] = {name: list(one.items()) for name, one in sums([r.answer for r in answered]).items()}
     rows["mailsrv_info"] = [((__version__,), 1)]
@@ -91,6 +90,7 @@ def gathered(
     for process, figures in youngest.items():
         for name, value in figures.items():
             rows.setdefault(name, []).append(((process,), value))
+    queue = next((reply.answer["queue"] for reply in answered if reply.answer["queue"] is not None), None)
     if queue is not None:
         counts = queue["counters"]
         rows["mailsrv_queue_messages"] = [((), queue["depth"])]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mailsrv import log, metrics
 from mailsrv.config import Config
-from mailsrv.control import ask_all
+from mailsrv.control import Reply, ask_all
 from mailsrv.errors import MailError
 from mailsrv.net.stream import Stream, StreamError
 from mailsrv.start import certificate_files
@@ -109,20 +109,18 @@ class Probe:
 
 
 def _metrics(server: Server, accept: str) -> Response:
-    run_dir = server.config["server.run_dir"]
-    replies = ask_all(run_dir, "metrics", seconds=ASK_SECONDS)
-    queues = [reply.answer for reply in ask_all(run_dir, "queue", seconds=ASK_SECONDS) if not reply.error]
-    text, kind = offload(_written, server.config, replies, queues[0] if queues else None, accept)
+    replies = ask_all(server.config["server.run_dir"], "metrics", seconds=ASK_SECONDS)
+    text, kind = offload(_written, server.config, replies, accept)
     return 200, kind, text
 
 
-def _written(config: Config, replies: list[Any], queue: dict[str, Any] | None, accept: str) -> tuple[bytes, str]:
+def _written(config: Config, replies: list[Reply], accept: str) -> tuple[bytes, str]:
     try:
         found = os.statvfs(config["server.data_dir"])
         disk: tuple[int, int] | None = (found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
     except OSError:
         disk = None
-    return metrics.exposition(metrics.gathered(replies, queue, disk, _expiries(config)), accept)
+    return metrics.exposition(metrics.gathered(replies, disk, _expiries(config)), accept)
 
 
 _expiry: dict[str, tuple[int, float]] = {}  # by file: its time, and when it ends; reading one takes a library

@@ -16,10 +16,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 _LOGFMT = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (debug|info|warning|error) (\S+)(.*)")
+# As syslog and journalctl show it: the time is theirs.
+_SYSLOG = re.compile(
+    rb"^(\S+T\S+|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) .*?mailsrv\[\d+\]: (debug|info|warning|error) (\S+)(.*)"
+)
 _FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')
 _ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
 _PLAIN = {"n": "\n", "r": "\r", "t": "\t"}
@@ -73,11 +77,14 @@ def _raw(paths: Sequence[str]) -> Iterator[bytes]:
 
 def parse(raw: bytes) -> Line | None:
     """An event of either format; None for a line that is none."""
-    found = _LOGFMT.search(raw)
+    found = _LOGFMT.search(raw) or _SYSLOG.search(raw)
     if found is not None:
-        text = found[4].decode("ascii", "replace")
+        at, level, event, text = (part.decode("ascii", "replace") for part in found.groups())
         fields: dict[str, Any] = {name: _unquoted(value) for name, value in _FIELD.findall(text)}
-        return Line(_time(found[1].decode()), found[2].decode(), found[3].decode(), fields)
+        try:
+            return Line(_time(at), level, event, fields)
+        except ValueError:
+            return None
     start = raw.find(b'{"time"')
     if start < 0:
         return None
@@ -90,7 +97,14 @@ def parse(raw: bytes) -> Line | None:
 
 
 def _time(text: str) -> datetime:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    """Of the log itself, or of syslog, old (no year, local time) or new. ValueError if it is none."""
+    if text[:1].isdigit():
+        return datetime.fromisoformat(text).astimezone(UTC)
+    now = datetime.now().astimezone()
+    at = datetime.strptime(f"{now.year} {text}", "%Y %b %d %H:%M:%S").astimezone()
+    if at > now + timedelta(days=1):  # of last year
+        at = at.replace(year=now.year - 1)
+    return at.astimezone(UTC)
 
 
 def _unquoted(text: str) -> str:

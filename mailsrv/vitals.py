@@ -113,9 +113,11 @@ class Vitals:
         canary = self._server.canary
         return {
             "counters": {name: one.rows() for name, one in counters.ALL.items()},
+            "queue": self.queue(),
             "gauges": {
                 "mailsrv_connections": [[[service], count] for service, count in connections.items()],
                 "mailsrv_index_lag_mailboxes": [[[], late]],
+                "mailsrv_log_events_total": [[[level], count] for level, count in log.counts.items()],
                 "mailsrv_sessions_idling": [[[], counters.idling.count]],
             },
             "process": {

@@ -130,9 +130,9 @@ def _logs(args: argparse.Namespace) -> Iterator[list[str]]:
             yield [kept.name if path == "-" else path for path in args.log]
     else:
         path = load_config(args)["log.file"]
-        if not path:
+        if path in ("", "syslog"):
             raise Failure(
-                "The log goes to standard error, not to a file (log.file). If systemd keeps it: "
+                f"The log goes to {path or 'standard error'}, not to a file (log.file). Where systemd keeps it: "
                 f"journalctl -u mailsrv | mailsrv trace '{args.about}' --log -"
             )
         paths = log_files(path)
