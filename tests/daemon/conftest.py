@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class Daemon:
             self.process.kill()
             self.process.wait()
         if pid := running_pid(f"{self.settings['server.run_dir']}/mailsrv.pid"):
-            os.kill(pid, signal.SIGKILL)  # one that went into the background, or took over
+            with suppress(ProcessLookupError):  # its children hold the lock for a moment longer
+                os.kill(pid, signal.SIGKILL)  # one that went into the background, or took over
         self.accounts.close()
 
     def maildir(self, name: str) -> Path:
