@@ -36,7 +36,7 @@ def install(doing: Actions, *, dry: bool) -> None:
     if not program.is_source():
         raise InstallError("mailsrv install is run from the source tree: bin/mailsrv install")
     _require_root(doing, dry=dry)
-    if os.path.islink(doing.at(layout.COMMAND)) and os.readlink(doing.at(layout.COMMAND)).startswith(layout.PACKAGED):
+    if _packaged(doing):
         raise InstallError("the Debian package mailsrv is installed here; upgrade that, or remove it first")
     python = program.interpreter()
     if doing.here:
@@ -54,7 +54,7 @@ def install(doing: Actions, *, dry: bool) -> None:
 def uninstall(doing: Actions, *, dry: bool, purge_config: bool) -> None:
     """Take away what `install` made, but for mail and accounts, and the configuration unless that is wanted too."""
     _require_root(doing, dry=dry)
-    if os.path.islink(doing.at(layout.COMMAND)) and os.readlink(doing.at(layout.COMMAND)).startswith(layout.PACKAGED):
+    if _packaged(doing):
         raise InstallError("this is the Debian package; remove it with: apt-get remove mailsrv")
     if doing.here:
         _disable(doing)
@@ -64,6 +64,11 @@ def uninstall(doing: Actions, *, dry: bool, purge_config: bool) -> None:
         doing.remove(os.path.dirname(layout.CONFIG))
         doing.remove(layout.LOGS)
     doing.remove(layout.PROGRAM)
+
+
+def _packaged(doing: Actions) -> bool:
+    """Is the program that is there the Debian package's?"""
+    return os.path.realpath(doing.at(layout.COMMAND)).startswith(f"{doing.prefix}{layout.PACKAGED}/")
 
 
 def _require_root(doing: Actions, *, dry: bool) -> None:

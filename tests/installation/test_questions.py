@@ -118,6 +118,22 @@ def test_preflight_says_what_is_in_the_way(path):
         assert mailsrv("preflight", "--config", path, "--json", code=1).stdout.startswith("[")
 
 
+CERTIFY = """
+    cd /etc/letsencrypt/live/mx.example.net
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=mx.example.net \\
+        -addext subjectAltName=DNS:mx.example.net -keyout privkey.pem -out fullchain.pem 2>/dev/null
+"""
+
+
+# Which certificate is served?
+SERVED = """
+import ssl
+served = ssl.get_server_certificate(("127.0.0.1", 993))
+new = open("/etc/letsencrypt/live/mx.example.net/fullchain.pem").read()
+print("the new one" if served.split() == new.split() else "another")
+"""
+
+
 class Terminal:
     """A command on a terminal: waits for what it says, and types."""
 
@@ -159,11 +175,7 @@ def test_by_questions_to_a_running_server(installed: PrivateRoot):
     """On an installed system: wrong answers are asked again, the defaults make sense, the server runs at the end."""
     installed.shell("cp -a /etc/mailsrv/mailsrv.yaml /root/fresh.yaml")
     installed.shell("mkdir -p /etc/letsencrypt/live/mx.example.net; chmod 700 /etc/letsencrypt/live")
-    installed.shell("""
-        cd /etc/letsencrypt/live/mx.example.net
-        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj /CN=mx.example.net \
-            -addext subjectAltName=DNS:mx.example.net -keyout privkey.pem -out fullchain.pem 2>/dev/null
-    """)
+    installed.shell(CERTIFY)
     terminal = Terminal(installed.command("mailsrv", "setup"))
     terminal.expect("Host name of this server [")
     terminal.type("mx")
@@ -207,6 +219,15 @@ def test_by_questions_to_a_running_server(installed: PrivateRoot):
         # Again: everything is its default, and the server only reads it anew.
         again = installed.run("mailsrv", "setup", "--yes")
         assert "(/etc/init.d/mailsrv reload)" in again.stderr
+        assert installed.run("cat", "/run/mailsrv/mailsrv.pid").stdout == pid
+        # A renewed certificate is taken over by certbot's hook, and served by the same process.
+        installed.shell(CERTIFY)
+        hook = "/etc/letsencrypt/renewal-hooks/deploy/mailsrv"
+        installed.run("env", "RENEWED_LINEAGE=/etc/letsencrypt/live/mx.example.net", hook)
+        installed.shell("cmp /etc/letsencrypt/live/mx.example.net/privkey.pem /etc/mailsrv/tls/mx.example.net.key")
+        deadline = time.monotonic() + 30
+        while installed.run("/usr/bin/python3", "-c", SERVED).stdout.strip() != "the new one":
+            assert time.monotonic() < deadline
         assert installed.run("cat", "/run/mailsrv/mailsrv.pid").stdout == pid
         assert installed.run("find", "/var/lib/mailsrv", "!", "-user", "mailsrv").stdout == ""
     finally:
