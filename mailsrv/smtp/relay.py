@@ -229,6 +229,9 @@ class Relay:
             attempt.troubles.append(_trouble(failure, client.host, client.tls))
         except OSError as failure:
             attempt.settle(Disposition.LATER, Trouble("4.3.0", f"{UNREADABLE}: {failure}", code=451))
+        except BaseException:  # a bug of ours, or the end of this greenlet
+            client.drop()
+            raise
         else:
             self._put_back(client, attempt)
             return

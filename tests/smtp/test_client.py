@@ -470,6 +470,17 @@ def test_a_file_that_ends_early_while_it_is_sent_is_not_taken_for_whole(world, s
     assert (outcome.disposition, outcome.code) == (LATER, 451) and sink.messages == []
 
 
+def test_an_attempt_that_is_cut_off_leaves_no_connection(world, sink):
+    sink.on["."] = SILENCE
+    attempt = gevent.spawn(world.relay, world.job("bo@example.org"))
+    assert sink.silent.wait(20)
+    attempt.kill()
+    with gevent.Timeout(20):
+        while sink.connections[0].sock.fileno() >= 0:  # the other side has seen the end
+            gevent.sleep(0.01)
+    assert sink.messages == []
+
+
 # ------------------------------------------------------------------ S3, AUTH
 
 
