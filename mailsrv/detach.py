@@ -14,7 +14,9 @@ from gevent.monkey import get_original
 
 _fork = get_original("os", "fork")
 _close = get_original("os", "close")  # gevent's waits for an event loop to turn
+_select = get_original("select", "select")
 _READY = b"1"
+READY_SECONDS = 60.0
 # Run from a source tree that is the present directory, the helper programs are found there alone.
 _source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -45,6 +47,15 @@ class Starter:
         self._fd = -1
 
 
+def _wait(told: int) -> int:
+    """The exit code of the command."""
+    if _select([told], [], [], READY_SECONDS)[0]:
+        return 0 if os.read(told, 1) == _READY else 1  # no octet: it ended, and said why
+    sys.stderr.write(f"mailsrv: not ready after {READY_SECONDS:.0f} s, and still trying; see the log\n")
+    sys.stderr.flush()
+    return 1
+
+
 def detach() -> Starter:
     """Returns in a process of a session of its own. The one that was started waits for it, and never returns."""
     sys.stdout.flush()
@@ -53,7 +64,7 @@ def detach() -> Starter:
     told, tell = os.pipe2(os.O_CLOEXEC)
     if _fork():
         _close(tell)
-        os._exit(0 if os.read(told, 1) == _READY else 1)  # no octet: it ended, and said why
+        os._exit(_wait(told))
     _close(told)
     os.setsid()
     if _fork():  # not the session's leader: it cannot get a terminal by opening one
