@@ -27,6 +27,8 @@ from mailsrv.values import Address
 Kind = Literal["failed", "delayed", "delivered"]
 HEADER_OCTETS = 64 * 1024  # of the original, at most, in a report
 LINE = 900
+LONGEST_LINE = 998  # RFC 5322 2.1.1
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _STATUS = re.compile(r"[245]\.\d{1,3}\.\d{1,3}")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _ATOM = re.compile(r"[A-Za-z0-9!#$&'*+/=?^_`{|}~%.-]+")
@@ -212,7 +214,7 @@ def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str
     if last is None:
         return fields
     host = last.host.partition("[")[0].partition(":")[0]
-    if host and _ATOM.fullmatch(host):
+    if host and len(host) <= 255 and _ATOM.fullmatch(host):
         fields.append(f"Remote-MTA: dns; {host}")
     if last.code:
         words = f"{last.code} {last.enhanced} {last.text}" if last.enhanced else f"{last.code} {last.text}"
@@ -278,15 +280,19 @@ def _header_of(content: bytes) -> bytes:
 
 
 def _original(content: bytes, *, full: bool, utf8: bool) -> bytes:
+    """The last part. A report whose lines are too long for another server would never arrive: of a message with such
+    lines only the header is returned, and of its header what fits.
+    """
+    text = _LINE_END.sub(b"\r\n", content if full else _header_of(content))
+    if full and max(map(len, text.split(b"\r\n"))) > LONGEST_LINE:
+        full, text = False, _LINE_END.sub(b"\r\n", _header_of(content))
     if full:
         kind = b"message/global" if utf8 else b"message/rfc822"
-        text = content
     else:
         kind = b"message/global-headers" if utf8 else b"text/rfc822-headers"
-        text = _header_of(content)
+        text = b"\r\n".join(line[:LONGEST_LINE] for line in text.split(b"\r\n"))
         if len(text) >= HEADER_OCTETS:
-            text = text[: max(text.rfind(b"\n", 0, HEADER_OCTETS), 0)]
-    text = re.sub(rb"\r\n|\r|\n", b"\r\n", text)
+            text = text[: max(text.rfind(b"\n", 0, HEADER_OCTETS) + 1, 0)]
     if not text.endswith(b"\r\n"):
         text += b"\r\n"
     encoding = b"" if text.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"

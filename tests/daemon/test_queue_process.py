@@ -1,0 +1,61 @@
+"""The queue runner as a process beside two workers: what it delivers is pushed, and its end loses nothing."""
+
+import json
+import os
+import re
+import signal
+import smtplib
+
+from tests.conftest import DOMAIN, PASSWORD
+from tests.daemon.conftest import until
+
+# At an address of this machine, where we take mail ourselves: known to be a loop without asking anybody.
+NOWHERE = "bo@[127.0.0.2]"
+
+
+def submit(server, recipient: str, subject: str) -> None:
+    with smtplib.SMTP_SSL("127.0.0.1", server.ports["submissions"], context=server.tls) as client:
+        client.login(f"ann@{DOMAIN}", PASSWORD)
+        client.sendmail(f"ann@{DOMAIN}", [recipient], f"From: ann@{DOMAIN}\r\nSubject: {subject}\r\n\r\nText.\r\n")
+
+
+def runner_pid(server) -> int:
+    return int(re.findall(r"process-started name=queue pid=(\d+)", server.log.read_text())[-1])
+
+
+def waiting(server) -> dict:
+    return json.loads(server.command("queue", "stats", "--json").stdout)
+
+
+def test_a_report_of_the_runner_is_pushed_to_whoever_idles(daemon, imap):
+    server = daemon(**{"server.workers": 2})
+    idler = imap(server.connect("imap"))
+    idler.idle()
+    submit(server, NOWHERE, "To nowhere")
+    assert idler.until(b"* 1 EXISTS")
+    idler.done()
+    text = b"".join(idler.ok("UID FETCH 1 (BODY[HEADER.FIELDS (SUBJECT AUTO-SUBMITTED)])"))
+    assert b"Subject: Undelivered: To nowhere" in text and b"Auto-Submitted: auto-replied" in text
+    until(lambda: waiting(server)["entries"] == 0, "the entry ended")
+    assert server.stop() == 0
+
+
+def test_b21_a_killed_runner_is_replaced_and_goes_on(daemon, imap):
+    """What is accepted while there is no runner waits for the next one; a second one is never let in."""
+    server = daemon(**{"server.workers": 2})
+    first = until(lambda: waiting(server)["runner_pid"], "the runner works")
+    assert first == runner_pid(server)
+    os.kill(first, signal.SIGSTOP)
+    for number in range(5):
+        submit(server, NOWHERE, f"Number {number}")
+    assert waiting(server)["entries"] == 5
+    os.kill(first, signal.SIGKILL)
+    until(lambda: len(list(server.maildir("ann").glob("new/*"))) == 5, "all reported")
+    until(lambda: waiting(server)["entries"] == 0, "all ended")
+    assert waiting(server)["runner_pid"] == runner_pid(server) != first
+    reported = b"".join(path.read_bytes() for path in server.files("ann"))
+    assert sorted(re.findall(rb"(?m)^Subject: Undelivered: (Number \d)", reported)) == [
+        b"Number %d" % number for number in range(5)
+    ]
+    assert server.stop() == 0
+    assert waiting(server)["runner_pid"] is None
