@@ -29,7 +29,7 @@ from mailsrv.mail.lanes import Lane, Lanes
 from mailsrv.mail.wakeup import Wakeups
 from mailsrv.store.entry import CANCELLED, FAILED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.files import offload
-from mailsrv.store.spool import PARTS, EntryGone, Ownership, Spool
+from mailsrv.store.spool import EntryGone, Ownership, Spool
 from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
 
 LOCAL = "local"  # the destination that is our own mailboxes
@@ -194,7 +194,7 @@ class Queue:
     def look_everywhere(self) -> None:
         """Read the names and times of all entries; those not known yet are waited for from now on."""
         begun, found = self._monotonic(), 0
-        for part in PARTS:
+        for part in offload(self.spool.parts):
             listed, now = offload(self.spool.scan, part), self.spool.now().wall
             for id, at in listed:
                 if id not in self._due and id not in self._busy:

@@ -27,7 +27,7 @@ from mailsrv.store import files
 from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_json
 from mailsrv.store.files import Incoming
 
-PARTS = tuple(f"{number:02x}" for number in range(256))
+PARTS = frozenset(f"{number:02x}" for number in range(256))  # directories, by the end of the id
 LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0  # what is half made is left alone that long
 HELD_SECONDS = 365 * 24 * 3600.0  # the mtime of an entry that waits for nothing but a word
@@ -82,12 +82,12 @@ class Spool:
         self.now = now
 
     def prepare(self) -> None:
-        """Make the directories, if they are not there."""
-        if os.path.isdir(f"{self.root}/{PARTS[-1]}"):
+        """Make the directories, if they are not there; those of PARTS come with their first entries."""
+        if os.path.isdir(self.damaged_dir):
             return
         with files.storage_errors("Making the queue's directories"):
             os.makedirs(self.root, mode=0o700, exist_ok=True)
-            for name in ("tmp", "damaged", *PARTS):
+            for name in ("tmp", "damaged"):
                 os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
             files.sync_directory(self.root)
             files.sync_directory(os.path.dirname(self.root))
@@ -165,7 +165,11 @@ class Spool:
         id = staged.entry.id
         try:
             with files.storage_errors("Placing the message in the queue"):
-                files.rename_noreplace(staged.message, self.message_path(id))
+                try:
+                    files.rename_noreplace(staged.message, self.message_path(id))
+                except FileNotFoundError:  # the first entry of its part
+                    self._make_part(id)
+                    files.rename_noreplace(staged.message, self.message_path(id))
                 files.rename_noreplace(staged.envelope, self.envelope_path(id))
                 self._sync(id)
         except BaseException:
@@ -173,6 +177,13 @@ class Spool:
                 files.unlink_quietly(path)
             self.discard(staged)
             raise
+
+    def _make_part(self, id: str) -> None:
+        try:
+            files.make_directory(f"{self.root}/{id[-2:]}")
+        except FileExistsError:
+            pass  # another process was faster; its sync may not be done yet
+        files.sync_directory(self.root)
 
     def discard(self, staged: StagedEntry) -> None:
         files.unlink_quietly(staged.message)
@@ -238,10 +249,14 @@ class Spool:
             pass
         return found
 
+    def parts(self) -> list[str]:
+        """Those of PARTS that there are."""
+        return sorted(_listed(self.root) & PARTS)
+
     def ids(self) -> list[str]:
         """All entries, oldest first."""
         found: list[str] = []
-        for part in PARTS:
+        for part in self.parts():
             try:
                 names = os.listdir(f"{self.root}/{part}")
             except FileNotFoundError:

@@ -118,6 +118,7 @@ def test_pages_read_only_what_they_show(spool, queue, monkeypatch):
     """A page of thousands: the names are sorted, its own entries read, no others."""
     ids = sorted(new_id() for _ in range(3000))
     for id in ids:
+        os.makedirs(os.path.dirname(spool.envelope_path(id)), exist_ok=True)
         Path(spool.envelope_path(id)).touch()
     kept = put(spool, "bo@example.org", age=86400)
     read = []
