@@ -109,7 +109,9 @@ connections_refused = Counter(
     "mailsrv_connections_refused_total", "Connections turned away, and why.", "service", "reason"
 )
 octets = Counter("mailsrv_bytes_total", "Octets received and sent, without TLS's own.", "service", "direction")
-logins = Counter("mailsrv_logins_total", "Attempts to log in: ok, failed, or not checked.", "service", "result")
+logins = Counter(
+    "mailsrv_logins_total", "Attempts to log in: ok, failed, put off by a limit, or not checked.", "service", "result"
+)
 
 smtp_replies = Counter("mailsrv_smtp_replies_total", "Replies to SMTP commands, by code.", "service", "code")
 smtp_messages = Counter(

@@ -30,6 +30,7 @@ BUSY_SECONDS, QUIET_SECONDS = 0.1, 1.0  # between two looks at how late the even
 BUSY_SHARE = 0.01  # of the processor's time
 WINDOW_SECONDS = 300.0  # of percentiles
 USERS_SHOWN = 50
+SESSIONS_AT_ONCE = 200  # looked at between two turns of the others
 REASON_LETTERS = 200
 GRACE_SECONDS = 5.0  # for a session that is to end after what it does
 
@@ -153,8 +154,12 @@ class Vitals:
     # -------------------------------------------------------------- sessions
 
     def _sessions(self) -> Iterator[Conversation]:
-        for listener in self._server.listeners:
-            yield from list(listener.sessions)
+        """All that are there when it is looked; others have their turn now and then."""
+        everybody = [one for listener in self._server.listeners for one in listener.sessions]
+        for number, one in enumerate(everybody, 1):
+            yield one
+            if number % SESSIONS_AT_ONCE == 0:
+                gevent.sleep(0)
 
     def who(self) -> Iterator[dict[str, Any]]:
         """A row for each session, as long as it is there."""
