@@ -7,11 +7,11 @@ _mailsrv() {
             ' quickstart') path='quickstart' ;;
             ' serve') path='serve' ;;
             ' check') path='check' ;;
-            ' doctor') path='doctor' ;;
             ' config') path='config' ;;
             'config sample') path='config sample' ;;
             'config reference') path='config reference' ;;
             ' version') path='version' ;;
+            ' doctor') path='doctor' ;;
             ' status') path='status' ;;
             ' who') path='who' ;;
             ' kick') path='kick' ;;
@@ -74,11 +74,11 @@ _mailsrv() {
         'quickstart:--base-port') COMPREPLY=(); return ;;
         'serve:-c'|'serve:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'check:-c'|'check:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        'doctor:-c'|'doctor:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config:-c'|'config:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config sample:-c'|'config sample:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'config reference:-c'|'config reference:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'version:-c'|'version:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'doctor:-c'|'doctor:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'status:-c'|'status:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'status:--seconds') COMPREPLY=(); return ;;
         'who:-c'|'who:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -207,15 +207,15 @@ _mailsrv() {
         'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check doctor config version status who kick loglevel trace domain user alias mailbox reindex queue limits audit install uninstall preflight setup dkim dns -h --help --version' ;;
+        '') words='quickstart serve check config version doctor status who kick loglevel trace domain user alias mailbox reindex queue limits audit install uninstall preflight setup dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
-        'doctor') words='-h --help -c --config --json' ;;
         'config') words='sample reference -h --help -c --config --json' ;;
         'config sample') words='-h --help -c --config --json' ;;
         'config reference') words='-h --help -c --config --json' ;;
         'version') words='-h --help -c --config --json' ;;
+        'doctor') words='-h --help -c --config --json --quick --no-dns --repair' ;;
         'status') words='-h --help -c --config --json --watch --seconds' ;;
         'who') words='-h --help -c --config --json' ;;
         'kick') words='-h --help -c --config --json --reason' ;;

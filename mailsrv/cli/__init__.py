@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from mailsrv import __version__, audit, config
-from mailsrv.cli import dkim, dns, installing, limits, mailboxes, people, queue, server, trail, watching
+from mailsrv.cli import dkim, dns, examining, installing, limits, mailboxes, people, queue, server, trail, watching
 from mailsrv.cli.common import FAILED, Command, Commands, Failure, load_config, say
 from mailsrv.errors import MailError
 
-SUBJECTS = (server, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns)
+SUBJECTS = (server, examining, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FAR = (("192.0.2.1", socket.AF_INET), ("2001:db8::1", socket.AF_INET6))  # documentation addresses: nothing is sent
 
 
-def _wanted(args: argparse.Namespace, addresses: list[str]) -> Wanted:
+def wanted_records(args: argparse.Namespace, addresses: list[str]) -> Wanted:
     from mailsrv.mail.dkim import KeysRefused
 
     settings, domain = load_config(args), parse_domain(args.domain)
@@ -45,7 +45,7 @@ def _wanted(args: argparse.Namespace, addresses: list[str]) -> Wanted:
     )  # fmt: skip
 
 
-def _configured_addresses(settings: Config) -> list[str]:
+def configured_addresses(settings: Config) -> list[str]:
     """The public addresses that the configuration names."""
     sources = (settings["relay.source_ipv4"], settings["relay.source_ipv6"])
     named = dict.fromkeys([*settings["relay.own_addresses"], *(one for one in sources if one)])
@@ -66,8 +66,8 @@ def _own_addresses() -> list[str]:
 
 
 def generate(args: argparse.Namespace) -> int:
-    addresses = args.ip or _configured_addresses(load_config(args)) or _own_addresses()
-    wanted = _wanted(args, addresses)
+    addresses = args.ip or configured_addresses(load_config(args)) or _own_addresses()
+    wanted = wanted_records(args, addresses)
     everything = dns_records.all_records(wanted)
     if not addresses:
         say("note: the public addresses of this server are not known here: add --ip ADDRESS, for IPv4 and IPv6 each")
@@ -102,7 +102,7 @@ def check(args: argparse.Namespace) -> int:
     from mailsrv.runner import resolver_of
 
     settings = load_config(args)
-    wanted = _wanted(args, args.ip or _configured_addresses(settings))
+    wanted = wanted_records(args, args.ip or configured_addresses(settings))
     resolver = resolver_of(settings)
     findings = dns_check.check(wanted, dns_check.lookup_by(resolver), dns_check.fetch_by(resolver))
     if args.json:

@@ -1,4 +1,4 @@
-"""Commands about the server and its configuration: serve, check, doctor, quickstart, config, version.
+"""Commands about the server and its configuration: serve, check, quickstart, config, version.
 
 Imports: cli.common, config, log; what only one needs is imported there.
 """
@@ -11,7 +11,7 @@ import os
 import sys
 
 from mailsrv import __version__, config, log
-from mailsrv.cli.common import DONE, Commands, load_config, port, print_findings, say
+from mailsrv.cli.common import DONE, Commands, load_config, port, say
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -66,12 +66,6 @@ def version(args: argparse.Namespace) -> int:
     return DONE
 
 
-def doctor(args: argparse.Namespace) -> int:
-    from mailsrv import doctor as examination
-
-    return print_findings(args, examination.examine(load_config(args, stay_root=True)))
-
-
 def register(commands: Commands) -> None:
     one = commands.add(
         "quickstart", quickstart, "run a private server on loopback that shows how mail is pushed", reads=True
@@ -85,7 +79,6 @@ def register(commands: Commands) -> None:
     )
     one.add_argument("--foreground", action="store_true", help="stay in the foreground, as systemd and the like expect")
     commands.add("check", check, "check the configuration")
-    commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do", reads=True)
 
     group = commands.noun("config", "the configuration file")
     group.add("sample", config_sample, "print the documented default configuration")

@@ -1,0 +1,148 @@
+"""What clients meet: accounts, certificates, ports.
+
+Imports: doctor.finding, certificates, start, mail.accounts, config, errors.
+"""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+
+from mailsrv.config import Config
+from mailsrv.doctor.finding import FAIL, OK, WARN, Finding, Repair
+from mailsrv.errors import MailError
+from mailsrv.mail.accounts import Accounts
+from mailsrv.start import SERVICES, StartError, certificate_files, offers_tls, tls_context
+
+EXPIRY_DAYS = 14
+CONNECT_SECONDS = 3.0
+_LISTEN = "0A"  # proc(5), net/tcp
+
+
+def accounts(settings: Config) -> Iterator[Finding]:
+    if not os.path.exists(settings.accounts_path):
+        yield Finding(WARN, "accounts: none yet", "mailsrv domain add DOMAIN; mailsrv user add NAME@DOMAIN")
+        return
+    try:
+        with closing(Accounts(settings.accounts_path, settings.mail_root)) as found:
+            domains, users = found.domains(), found.users()
+    except MailError as failure:
+        yield Finding(FAIL, f"accounts: {failure}", "restore the file from a backup, or move it away and begin anew")
+        return
+    if not domains:
+        yield Finding(WARN, "accounts: no domain, so all mail is refused", "mailsrv domain add DOMAIN")
+    elif not users:
+        yield Finding(WARN, "accounts: no users", "mailsrv user add NAME@DOMAIN")
+    else:
+        yield Finding(OK, f"accounts: {len(domains)} domains, {len(users)} users")
+
+
+def certificates(settings: Config) -> Iterator[Finding]:
+    pairs = certificate_files(settings)
+    if not pairs:
+        if offers_tls(settings):
+            yield Finding(OK, "tls: no certificate yet; the server makes a self-signed one when it starts")
+        else:
+            yield Finding(WARN, "tls: no certificate, so nobody can log in", "set tls.certificate and tls.key")
+        return
+    try:
+        tls_context(settings)
+    except StartError as failure:
+        yield Finding(FAIL, f"tls: {failure}", "both are PEM files that the server can read, and belong together")
+        return
+    covered: set[str] = set()
+    for certificate, key in pairs:
+        yield from _certificate(certificate, key, covered)
+    host = settings["server.hostname"]
+    if not any(_covers(name, host) for name in covered):
+        yield Finding(
+            WARN, f"tls: no certificate is for {host} (they are for {', '.join(sorted(covered)) or 'no name'})",
+            f"clients that connect to {host} warn their users; get one with this name, or set server.hostname",
+        )  # fmt: skip
+
+
+def _certificate(certificate: str, key: str, covered: set[str]) -> Iterator[Finding]:
+    from mailsrv.certificates import expiry, names
+
+    try:
+        left = (expiry(certificate) - datetime.datetime.now(datetime.UTC)).days
+        covered.update(name.lower() for name in names(certificate))
+    except (OSError, ValueError) as failure:
+        yield Finding(FAIL, f"tls: {certificate}: {failure}", "it is a PEM file that begins with the server's own")
+        return
+    if left < 0:
+        yield Finding(FAIL, f"tls: the certificate {certificate} ended {-left} days ago", "renew it; clients refuse it")
+    elif left < EXPIRY_DAYS:
+        yield Finding(WARN, f"tls: the certificate {certificate} ends in {left} days", "renew it; see what should have")
+    else:
+        yield Finding(OK, f"tls: the certificate {certificate} is good for {left} days")
+    if os.stat(key).st_mode & 0o007:
+        repair = (
+            Repair("close it to others", partial(_close_to_others, key))
+            if os.stat(key).st_uid == os.geteuid()
+            else None
+        )
+        yield Finding(WARN, f"tls: {key} can be read by others", f"chmod o-rwx {key}", repair)
+
+
+def _close_to_others(path: str) -> None:
+    os.chmod(path, os.stat(path).st_mode & 0o770)
+
+
+def _covers(name: str, host: str) -> bool:
+    """RFC 6125 6.4.3: a star stands for the first label."""
+    return name == host or (name.startswith("*.") and host.partition(".")[2] == name[2:])
+
+
+def ports(settings: Config, *, running: bool) -> Iterator[Finding]:
+    for service in SERVICES:
+        for host, port in settings[f"{service}.listen"]:
+            where = f"{service}: {host}:{port}"
+            answers = _answers(host, port)
+            if running and answers:
+                yield Finding(OK, f"{where} answers")
+            elif running:
+                yield Finding(FAIL, f"{where} does not answer", "see the log; restart the server")
+            elif answers:
+                whose = listener_of(port) or "`ss -ltnp` shows whose"
+                yield Finding(FAIL, f"{where} is another program's", f"{whose}; stop it")
+            else:
+                yield Finding(OK, f"{where} is free; the server does not run")
+
+
+def _answers(host: str, port: int) -> bool:
+    target = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        with socket.create_connection((target, port), timeout=CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def listener_of(port: int) -> str:
+    """`name (pid n)` of the process that listens there, "" when that cannot be seen."""
+    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
+    for path in glob.iglob("/proc/[0-9]*/fd/*") if sockets else ():
+        try:
+            if os.readlink(path) in sockets:
+                pid = path.split("/")[2]
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    return f"{file.read().strip()} (pid {pid})"
+        except OSError:
+            continue  # it ended, or is not ours to see
+    return ""
+
+
+def _listening(port: int) -> Iterator[str]:
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue
+        yield from (row[9] for row in rows if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port)
