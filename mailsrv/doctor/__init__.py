@@ -16,7 +16,7 @@ from mailsrv.doctor import machine, mail, services
 from mailsrv.doctor.finding import FAIL, OK, WARN, Finding, Repair
 from mailsrv.pidfile import running_pid
 
-__all__ = ["FAIL", "OK", "WARN", "Finding", "Repair", "as_root", "as_server"]
+__all__ = ["FAIL", "OK", "WARN", "Finding", "Repair", "as_root", "as_server", "examine"]
 
 Progress = Callable[[str], None]
 
@@ -42,3 +42,8 @@ def as_server(settings: Config, *, quick: bool, progress: Progress = lambda name
     yield from mail.queue(settings, running=_running(settings))
     if not quick:
         yield from mail.mailboxes(settings, progress)
+
+
+def examine(settings: Config, *, quick: bool = True) -> list[Finding]:
+    """All of it, by one and the same user."""
+    return [*as_root(settings), *as_server(settings, quick=quick)]

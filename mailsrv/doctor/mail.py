@@ -30,7 +30,7 @@ ASK_SECONDS = 5.0
 OVERDUE_SECONDS = 900.0
 OLD_SECONDS = 86_400.0
 MOST_NAMED = 5
-_RECONCILED = {"missing", "extra", "flags"}  # what a look at the directory mends; else the account is read anew
+_TAKEN_OVER = {"missing", "extra", "flags", "totals", "uid"}  # what another program may do to a mailbox
 
 
 # ------------------------------------------------------------------ the queue
@@ -165,13 +165,14 @@ def _told(settings: Config, user: User, found: Compared) -> Finding | None:
             FAIL, f"{what} ({examples})",
             "message files were changed or cut by another program or a broken disk: compare with a backup",
         )  # fmt: skip
-    if found.pending and kinds <= _RECONCILED | {"totals", "uid"}:
+    if found.pending and kinds <= _TAKEN_OVER:
         return Finding(
             WARN, f"{what}: another program was there ({examples})",
             "the server takes it over when the mailbox is next opened",
             Repair("look at the mailbox now", partial(_store, settings, user, partial(_reconcile, name=found.name))),
         )  # fmt: skip
-    mend = partial(_reconcile, name=found.name) if kinds <= _RECONCILED else AccountStore.reindex
+    # A message without its row would come back as a new one; read anew, it has the UID that its name says.
+    mend: Callable[[AccountStore], object] = AccountStore.rebuild if "identity" in kinds else AccountStore.reindex
     return Finding(
         FAIL, f"{what} ({examples})",
         f"the index is not what the Maildir holds; the Maildir is right: mailsrv reindex {address}",

@@ -5,7 +5,6 @@ Imports: doctor.finding, certificates, start, mail.accounts, config, errors.
 
 from __future__ import annotations
 
-import datetime
 import glob
 import os
 import socket
@@ -17,7 +16,7 @@ from mailsrv.config import Config
 from mailsrv.doctor.finding import FAIL, OK, WARN, Finding, Repair
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
-from mailsrv.start import SERVICES, StartError, certificate_files, offers_tls, tls_context
+from mailsrv.start import SERVICES, StartError, certificate_files, tls_context
 
 EXPIRY_DAYS = 14
 CONNECT_SECONDS = 3.0
@@ -43,13 +42,12 @@ def accounts(settings: Config) -> Iterator[Finding]:
 
 
 def certificates(settings: Config) -> Iterator[Finding]:
-    pairs = certificate_files(settings)
-    if not pairs:
-        if offers_tls(settings):
-            yield Finding(OK, "tls: no certificate yet; the server makes a self-signed one when it starts")
-        else:
+    if not settings["tls.certificate"] and not settings["tls.certificates"]:
+        if not settings["tls.self_signed"]:
             yield Finding(WARN, "tls: no certificate, so nobody can log in", "set tls.certificate and tls.key")
-        return
+            return
+        yield Finding(WARN, "tls: self-signed, which mail programs warn of", "set tls.certificate and tls.key")
+    pairs = certificate_files(settings)
     try:
         tls_context(settings)
     except StartError as failure:
@@ -59,7 +57,7 @@ def certificates(settings: Config) -> Iterator[Finding]:
     for certificate, key in pairs:
         yield from _certificate(certificate, key, covered)
     host = settings["server.hostname"]
-    if not any(_covers(name, host) for name in covered):
+    if pairs and not any(_covers(name, host) for name in covered):
         yield Finding(
             WARN, f"tls: no certificate is for {host} (they are for {', '.join(sorted(covered)) or 'no name'})",
             f"clients that connect to {host} warn their users; get one with this name, or set server.hostname",
@@ -67,27 +65,24 @@ def certificates(settings: Config) -> Iterator[Finding]:
 
 
 def _certificate(certificate: str, key: str, covered: set[str]) -> Iterator[Finding]:
-    from mailsrv.certificates import expiry, names
+    from mailsrv.certificates import examine, names
 
-    try:
-        left = (expiry(certificate) - datetime.datetime.now(datetime.UTC)).days
-        covered.update(name.lower() for name in names(certificate))
-    except (OSError, ValueError) as failure:
-        yield Finding(FAIL, f"tls: {certificate}: {failure}", "it is a PEM file that begins with the server's own")
+    known = examine(certificate)
+    what, left = f"tls: {known.path}", known.days_left
+    if left is None:
+        yield Finding(FAIL, f"{what}: {known.problem}", "it is a PEM file that the server can read")
         return
+    covered.update(name.lower() for name in names(certificate))
     if left < 0:
-        yield Finding(FAIL, f"tls: the certificate {certificate} ended {-left} days ago", "renew it; clients refuse it")
+        yield Finding(FAIL, f"{what} ended {-left} days ago", "renew it; the server notices within a minute")
     elif left < EXPIRY_DAYS:
-        yield Finding(WARN, f"tls: the certificate {certificate} ends in {left} days", "renew it; see what should have")
+        yield Finding(WARN, f"{what} ends in {left} days", "renew it; the server notices within a minute")
     else:
-        yield Finding(OK, f"tls: the certificate {certificate} is good for {left} days")
-    if os.stat(key).st_mode & 0o007:
-        repair = (
-            Repair("close it to others", partial(_close_to_others, key))
-            if os.stat(key).st_uid == os.geteuid()
-            else None
-        )
-        yield Finding(WARN, f"tls: {key} can be read by others", f"chmod o-rwx {key}", repair)
+        yield Finding(OK, f"{what} is good for {left} days")
+    if os.path.exists(key) and os.stat(key).st_mode & 0o007:
+        mine = os.stat(key).st_uid == os.geteuid()
+        repair = Repair("close it to others", partial(_close_to_others, key)) if mine else None
+        yield Finding(WARN, f"tls: {key} can be read by everybody", f"chmod o= {key}", repair)
 
 
 def _close_to_others(path: str) -> None:

@@ -11,6 +11,7 @@ Imports: store.*, errors, values.    RFC 3501 2.3, 6.3.11, 6.4.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -665,6 +666,17 @@ class AccountStore(Folders):
                 current.boot = ""
                 index.put_mailbox(current)
             self.reconcile(record.number)
+
+    def rebuild(self) -> None:
+        """Throw the index away and make it again: the identities of mailboxes come from the Maildir too then."""
+        with self._mutex, files.storage_errors("Making the index anew"):
+            index = self._connected()
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            try:
+                self._discard(self._same_file(index), "it is made anew")
+            finally:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        self.reindex()
 
     def sweep(self) -> int:
         """Remove files left in tmp/ for a day and a half (S, durability rule 9); how many went."""

@@ -196,7 +196,7 @@ def test_modes_are_told_and_mended(daemon):
     os.chmod(server.settings["tls.key"], 0o644)
     code, found = doctor(server, "--quick")
     assert code == 0
-    assert [row["advice"] for row in found] == [f"chmod o-rwx {data}", f"chmod o-rwx {server.settings['tls.key']}"]
+    assert [row["advice"] for row in found] == [f"chmod o-rwx {data}", f"chmod o= {server.settings['tls.key']}"]
     assert doctor(server, "--quick", "--repair")[0] == 0
     assert os.stat(data).st_mode & 0o777 == 0o750
     assert doctor(server, "--quick") == (0, [])

@@ -4,6 +4,7 @@ import base64
 import re
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -71,23 +72,26 @@ def smtp_failure(server, source, name):
 @pytest.mark.parametrize("format", ["logfmt", "json"])
 def test_s21_s22_fail2ban_counts_every_failure_and_no_forgery(daemon, format):
     server = daemon(**{"log.format": format, "log.level": "debug", "limits.login_failures": 100})
-    expected = []
-    for number, name in enumerate(FORGERIES):
-        source = f"127.0.0.{10 + number}"
-        answer = imap_failure(server, source, name, "LOGIN" if number % 2 else "PLAIN")
-        if b"NO [AUTHENTICATIONFAILED]" in answer:
-            expected.append(source)
-    assert len(expected) >= 6  # NUL and CR cannot be said in every way
-    for number, name in enumerate(("ann@example.com", FORGERIES[1] + "y")):
-        assert smtp_failure(server, f"127.0.0.{30 + number}", name).startswith(b"535 ")
-        expected.append(f"127.0.0.{30 + number}")
+    with ThreadPoolExecutor(10) as pool:  # each waits two seconds for its answer
+        answers = {
+            source: pool.submit(imap_failure, server, source, name, "LOGIN" if number % 2 else "PLAIN")
+            for number, name in enumerate(FORGERIES)
+            for source in [f"127.0.0.{10 + number}"]
+        }
+        for number, name in enumerate(("ann@example.com", FORGERIES[1] + "y")):
+            answers[f"127.0.0.{30 + number}"] = pool.submit(smtp_failure, server, f"127.0.0.{30 + number}", name)
+    expected = [
+        source for source, answer in answers.items()
+        if b"NO [AUTHENTICATIONFAILED]" in answer.result() or answer.result().startswith(b"535 ")
+    ]  # fmt: skip
+    assert len(expected) >= 8 and {"127.0.0.30", "127.0.0.31"} <= set(expected)  # NUL cannot be said in every way
     with socket.create_connection(("127.0.0.1", server.ports["smtp"]), timeout=30) as sock:  # other lines of the log
         sock.recv(200)
         for line in FORGERIES[:2]:
             sock.sendall(f"MAIL FROM:<{line}>\r\n{line}\r\n".encode())
         sock.recv(200)
     log = lambda: server.log.read_text(encoding="utf-8")  # noqa: E731
-    until(lambda: len(re.findall("auth.failed", log())) >= len(expected) and expected[-1] in log(), "all is logged")
+    until(lambda: len(re.findall("auth.failed", log())) >= len(expected), "all is logged")
     assert sorted(matches(server.log)) == sorted(expected)
 
 
