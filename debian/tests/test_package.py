@@ -31,7 +31,9 @@ def machine(package: Path) -> Iterator[PrivateRoot]:
         with package.open("rb") as file:
             subprocess.run(root.command("dd", "status=none", "of=/root/packages/first.deb"), stdin=file, check=True)
         root.shell("""
-            rm -f /usr/sbin/policy-rc.d  # containers forbid packages to start and stop services
+            # As on a machine that was started by init: packages may restart services, which containers forbid.
+            rm -f /usr/sbin/policy-rc.d /sbin/runlevel
+            printf '#!/bin/sh\necho N 2\n' > /sbin/runlevel; chmod 755 /sbin/runlevel
             cd /root/packages
             dpkg-deb --raw-extract first.deb later
             sed -i 's/^Version: .*/&+later/' later/DEBIAN/control

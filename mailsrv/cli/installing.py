@@ -32,6 +32,8 @@ def install(args: argparse.Namespace) -> int:
 
 
 def uninstall(args: argparse.Namespace) -> int:
+    from mailsrv import privileges  # noqa: F401  (for the audit trail, written when the program is gone)
+
     doing = Actions(print, prefix=args.prefix, dry=args.dry_run)
     with _told():
         installation.uninstall(doing, dry=args.dry_run, purge_config=args.purge_config)

@@ -44,6 +44,9 @@ def install(doing: Actions, *, dry: bool) -> None:
     _program(doing, python)
     for directory in layout.DIRECTORIES:
         doing.directory(directory.path, directory.mode, directory.owner, directory.group)
+    log = f"{layout.LOGS}/mailsrv.log"
+    if not doing.at(log).exists():  # fail2ban refuses to start for a log that is not there
+        doing.file(log, b"", 0o640, layout.USER, layout.USER)
     _configuration(doing)
     for one in layout.shipped(ETC):
         doing.file(one.target, (ETC / one.source).read_bytes(), one.mode)

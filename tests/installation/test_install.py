@@ -53,6 +53,7 @@ def test_user_and_directories(installed):
     assert mode_and_owner(installed, "/etc/mailsrv/mailsrv.yaml") == "640 root:mailsrv"
     for path in ("/var/lib/mailsrv", "/var/log/mailsrv", "/run/mailsrv"):
         assert mode_and_owner(installed, path) == "750 mailsrv:mailsrv"
+    assert mode_and_owner(installed, "/var/log/mailsrv/mailsrv.log") == "640 mailsrv:mailsrv", "fail2ban wants it"
     for one in layout.shipped(install.ETC):
         assert mode_and_owner(installed, one.target) == f"{one.mode:o} root:root"
 
@@ -95,13 +96,12 @@ def test_unit_is_right_and_exposes_little(installed):
 def test_log_is_rotated(installed):
     """By the real logrotate, which refuses insecure directories and wrong owners."""
     installed.shell("""
-        touch /var/log/mailsrv/mailsrv.log; chown mailsrv: /var/log/mailsrv/mailsrv.log
         echo line >> /var/log/mailsrv/mailsrv.log
         logrotate --force --state /root/state /etc/logrotate.d/mailsrv
     """)
     assert installed.run("cat", "/var/log/mailsrv/mailsrv.log.1").stdout == "line\n"
     assert mode_and_owner(installed, "/var/log/mailsrv/mailsrv.log") == "640 mailsrv:mailsrv"
-    installed.shell("rm /var/log/mailsrv/*")
+    installed.shell("rm /var/log/mailsrv/mailsrv.log.1")
 
 
 def test_installing_into_a_prefix_writes_there_alone(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_installing_into_a_prefix_writes_there_alone(tmp_path, monkeypatch):
     (tmp_path / "var/lib/mailsrv/accounts.sqlite3").write_text("people")
     install.uninstall(Actions(steps.append, prefix=str(tmp_path)), dry=False, purge_config=False)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"etc/mailsrv/mailsrv.yaml", "var/lib/mailsrv/accounts.sqlite3"}
+    assert left == {"etc/mailsrv/mailsrv.yaml", "var/lib/mailsrv/accounts.sqlite3", "var/log/mailsrv/mailsrv.log"}
     install.uninstall(Actions(steps.append, prefix=str(tmp_path)), dry=False, purge_config=True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"var/lib/mailsrv/accounts.sqlite3"}
