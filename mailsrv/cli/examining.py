@@ -96,7 +96,7 @@ def _names(args: argparse.Namespace) -> Iterator[Finding]:
             continue
         for found in dns_check.check(wanted, lookup):
             what = f"dns: {domain}: {found.what}"
-            advice = " ".join(text for text in (found.advice, f"mailsrv dns check {domain} has it all") if text)
+            advice = "; ".join(text for text in (found.advice, f"mailsrv dns check {domain} has it all") if text)
             yield Finding(_DNS[found.result], what, advice if _DNS[found.result] != OK else "")
 
 

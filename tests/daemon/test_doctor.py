@@ -12,7 +12,9 @@ import pytest
 
 from mailsrv import certificates
 from mailsrv.doctor import machine, services
+from mailsrv.doctor import mail as doctor_mail
 from mailsrv.runner import spool_of
+from mailsrv.store import account
 from mailsrv.store.compare import compare
 from mailsrv.store.spool import new_id
 from tests.conftest import configuration
@@ -153,7 +155,7 @@ def test_comparing_changes_nothing(daemon):
     assert state() == before
 
 
-def test_old_temporary_files_are_told_and_removed(daemon):
+def test_old_temporary_files_are_told_and_removed(daemon, monkeypatch):
     server = daemon()
     deliver(server)
     left = server.maildir("ann") / "tmp" / "left"
@@ -161,9 +163,14 @@ def test_old_temporary_files_are_told_and_removed(daemon):
     assert doctor(server) == (0, [])  # a delivery may be under way
     old = time.time() - 40 * 3600
     os.utime(left, (old, old))
-    code, found = doctor(server)
-    assert (code, found) == (0, [])  # its change of time is new: ctime counts as well
+    assert doctor(server) == (0, [])  # its change of time is new: ctime counts as well
     assert left.exists()
+    monkeypatch.setattr(doctor_mail, "SWEEP_SECONDS", -1)
+    monkeypatch.setattr(account, "SWEEP_SECONDS", -1)
+    [found] = [one for one in doctor_mail.mailboxes(server.settings, lambda name: None) if one.result == "warn"]
+    assert found.what == "mail: ann@example.com: 1 temporary files are left over from an interrupted delivery"
+    found.repair.run()
+    assert not left.exists()
 
 
 def test_queue_entries_that_cannot_be_read_are_told(daemon):
