@@ -56,12 +56,12 @@ TOP = {
     "vitals",
 }
 GEVENT = {
-    "__main__", "audit", "mail.canary", "detach", "expiry", "handover", "systemd", "vitals", "cli.people", "control",
-    "daemon", "settings", "quickstart", "rotation", "supervisor", "log",
-    "net.stream", "net.dial", "net.https", "net.resolver",
-    "net.listener", "imap.idle", "imap.mailboxes", "imap.session", "mail.bus", "mail.gate", "mail.mailbox",
-    "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup", "mail.watch",
-    "store.account", "store.base", "store.entry", "store.files", "store.spool",
+    "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.idle",
+    "imap.mailboxes", "imap.session", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate",
+    "mail.mailbox", "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup",
+    "mail.watch", "net.dial", "net.https", "net.listener", "net.resolver", "net.stream", "quickstart", "rotation",
+    "settings", "store.arrivals", "store.base", "store.entry", "store.files", "store.spool", "supervisor",
+    "systemd", "vitals",
 }  # fmt: skip
 
 

@@ -246,11 +246,11 @@ class Transaction:
         queued: list[StagedEntry] = []
         try:
             for mail, recipient in places:
-                number = mail.inbox().id.number
-                staged.append((mail, mail.stage(number, self._incoming, prefix=self._trace.local(recipient))))
+                mail.inbox()  # the first message of a new account makes its directories
+                staged.append((mail, mail.stage(self._incoming, prefix=self._trace.local(recipient))))
             while staged:
                 mail, one = staged.pop(0)
-                placed.append((mail, mail.place(one)))
+                placed.append((mail, mail.place(mail.inbox().id.number, one)))
             for entry in entries:
                 self._write_queue(self._intake.spool.commit, entry)
                 queued.append(entry)

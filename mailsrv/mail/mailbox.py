@@ -25,10 +25,11 @@ from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from mailsrv.errors import MailboxNotFound, ModSeqTooOld
+from mailsrv.mail.delivery import Deliveries
 from mailsrv.mail.gate import Gate
 from mailsrv.mail.notify import Registry, Subscription
 from mailsrv.mail.pushes import Pushes
-from mailsrv.store.account import AccountStore, Incoming, Prepare, Staged
+from mailsrv.store.account import AccountStore, Arrival, Incoming, Prepare, Staged
 from mailsrv.store.files import offload, sync_seconds
 from mailsrv.store.names import INBOX
 from mailsrv.values import (
@@ -385,12 +386,13 @@ class Mailbox:
 class AccountMail:
     """The mail of one account, off the hub and announced: what sessions and deliveries act on."""
 
-    __slots__ = ("_inbox", "_owner", "_threads", "account", "store")
+    __slots__ = ("_deliveries", "_inbox", "_owner", "_threads", "account", "store")
 
     def __init__(self, owner: Mailboxes, account: Account, store: AccountStore) -> None:
         self._owner, self.account, self.store = owner, account, store
         self._threads = BoundedSemaphore(THREADS_PER_ACCOUNT)
         self._inbox: MailboxInfo | None = None
+        self._deliveries = Deliveries(lambda *batch: self._run_delivery(store.append_all, *batch))
 
     def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._threads, self._owner.looking:
@@ -468,10 +470,10 @@ class AccountMail:
         """APPEND: durable and announced when this returns."""
         accepted_at = time.monotonic()
         number = self.find(name).id.number
-        appended = self._run_delivery(
-            self.store.append, number, message, flags=flags, keywords=keywords, internal_date=internal_date,
-            quota_bytes=self.account.quota_bytes, claim_recent=self._claims(number),
+        arrival = Arrival(
+            message, b"", flags, keywords, internal_date, self.account.quota_bytes, self._claims(number)
         )  # fmt: skip
+        appended = self._run_delivery(self.store.append, number, arrival)
         self._owner.announce(appended, accepted_at)
         return appended
 
@@ -485,19 +487,22 @@ class AccountMail:
         if self.run(self.store.remove, number, uid):
             self._owner.registry.publish(MailboxId(self.account.id, number))
 
-    def stage(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Staged:
-        quota = self.account.quota_bytes
-        return self._run_delivery(self.store.stage, number, message, prefix=prefix, flags=flags, quota_bytes=quota)
+    def stage(self, message: Incoming, *, prefix: bytes) -> Staged:
+        """A message for one of several mailboxes: written and synced, to be placed when all are."""
+        return self._run_delivery(self.store.stage, Arrival(message, prefix, quota_bytes=self.account.quota_bytes))
 
-    def place(self, staged: Staged) -> Appended:
-        return self._run_delivery(self.store.place, staged, claim_recent=self._claims(staged.number))
+    def place(self, number: int, staged: Staged) -> Appended:
+        staged.claim_recent = self._claims(number)
+        return self._run_delivery(self.store.place, number, staged)
 
     def deliver(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Appended:
-        quota = self.account.quota_bytes
-        return self._run_delivery(
-            self.store.append, number, message, prefix=prefix, flags=flags, quota_bytes=quota,
-            claim_recent=self._claims(number),
-        )  # fmt: skip
+        """Durable when this returns, not announced yet. Small messages that arrive meanwhile go together."""
+        arrival = Arrival(
+            message, prefix, flags, quota_bytes=self.account.quota_bytes, claim_recent=self._claims(number)
+        )
+        if message.text() is None:  # in a file of its own already: nothing is won, and others would wait for it
+            return self._run_delivery(self.store.append, number, arrival)
+        return self._deliveries.deliver(number, arrival)
 
 
 class Mailboxes:

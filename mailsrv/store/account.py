@@ -1,11 +1,10 @@
 """The mail of one account: message files and index joined into single operations.
 
 Each method is one blocking task for the thread pool: it holds no greenlet's state and may be called from any thread.
-The order that makes a delivery durable: file written and synced (no lock held) → under the account's lock the UID is
-taken, the file renamed to the name that carries it, the row committed → the directory synced → the caller may
-acknowledge.
+How messages arrive, and in which order they become durable, is in `store.arrivals`; here they are looked at, changed,
+copied, moved, removed and read.
 
-Imports: store.*, errors, values.    RFC 3501 2.3, 6.3.11, 6.4.
+Imports: store.*, errors, values.    RFC 3501 2.3, 6.4.
 """
 
 from __future__ import annotations
@@ -15,29 +14,23 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from gevent.monkey import get_original
-
 from mailsrv import log
-from mailsrv.errors import KeywordRefused, MailError, MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
+from mailsrv.errors import MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
 from mailsrv.store import files, names
-from mailsrv.store.base import BOOT, DEFAULT_MAILBOXES, Prepare
+from mailsrv.store.arrivals import PREPARE_BYTES, Arrival, Arrivals, Staged, count
+from mailsrv.store.base import DEFAULT_MAILBOXES, Prepare
 from mailsrv.store.files import Incoming
-from mailsrv.store.folders import Folders
 from mailsrv.store.index import FlagChange, MailboxRecord, MessageRecord
-from mailsrv.store.reconcile import adopt, reconcile
 from mailsrv.store.sqlite import SqliteIndex, snapshot_of
 from mailsrv.values import (
     DELETED,
-    MAX_KEYWORDS,
     SEEN,
     Appended,
     Copied,
     Delta,
     FlagOp,
-    MailboxId,
     MailboxStatus,
     Prepared,
     Row,
@@ -45,30 +38,12 @@ from mailsrv.values import (
     Stored,
 )
 
-__all__ = ["DEFAULT_MAILBOXES", "AccountStore", "Incoming", "Prepare", "Staged"]
+__all__ = ["DEFAULT_MAILBOXES", "AccountStore", "Arrival", "Incoming", "Prepare", "Staged"]
 
-_monotonic: Callable[[], float] = get_original("time", "monotonic")
-PREPARE_BYTES = 256 * 1024  # larger messages are prepared when somebody first asks
 SWEEP_SECONDS = 36 * 3600
-_KEYWORD_BYTES = 100
 
 
-@dataclass(slots=True)
-class Staged:
-    """A message file, complete and synced, in tmp/, waiting for its UID."""
-
-    number: int
-    path: str
-    size: int
-    flags: int
-    keywords: tuple[str, ...]
-    internal_date: int
-    quota_bytes: int
-    prepared: Prepared | None
-    durable_at: float
-
-
-class AccountStore(Folders):
+class AccountStore(Arrivals):
     # -------------------------------------------------------------- looking
 
     def usage(self) -> int:
@@ -100,41 +75,6 @@ class AccountStore(Folders):
             if since < record.expunged_floor:
                 raise ModSeqTooOld
             return index.changes(record, since)
-
-    def reconcile(self, number: int, *, full: bool = False) -> bool:
-        """Compare with the directory if its mtimes moved (`full`: in any case); True if something was committed."""
-        changed = False
-        if not full:
-            with self._reading() as index:
-                if self._is_current(self._record_read(index, number)):
-                    return False
-        while True:
-            with self._writing() as index:
-                record = self._record(index, number)
-                if not full and self._is_current(record):
-                    return changed
-                outcome = reconcile(self, index, record, BOOT)
-            changed |= outcome.changed
-            left = outcome.left
-            if not left:
-                return changed
-            while left:
-                with self._writing() as index:
-                    left = adopt(self, index, self._record(index, number), left)
-            full = False
-
-    def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:
-        reconcile(self, index, record, BOOT)
-
-    def _record_read(self, index: SqliteIndex, number: int) -> MailboxRecord:
-        record = index.mailbox(number)
-        if record is None:  # perhaps only not listed yet
-            with index.transaction():
-                return self._record(index, number)
-        return record
-
-    def _is_current(self, record: MailboxRecord) -> bool:
-        return record.boot == BOOT and self._mtimes(record) == (record.cur_mtime, record.new_mtime)
 
     def _fresh(self, number: int) -> MailboxRecord:
         """The record, known to agree with the directory.
@@ -189,174 +129,7 @@ class AccountStore(Folders):
         with self._reading() as index:
             return index.rows(number, uids)
 
-    # -------------------------------------------------------------- arriving
-
-    def append(
-        self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
-        internal_date: int | None = None, quota_bytes: int = 0, claim_recent: bool = False,
-    ) -> Appended:  # fmt: skip
-        """Stage and place in one task."""
-        staged = self.stage(
-            number, message, prefix=prefix, flags=flags, keywords=keywords, internal_date=internal_date,
-            quota_bytes=quota_bytes,
-        )  # fmt: skip
-        return self.place(staged, claim_recent=claim_recent)
-
-    def stage(
-        self, number: int, message: Incoming, *, prefix: bytes = b"", flags: int = 0, keywords: Sequence[str] = (),
-        internal_date: int | None = None, quota_bytes: int = 0,
-    ) -> Staged:  # fmt: skip
-        """Write the message to tmp/ and sync it. `prefix` is ignored when the message's file was begun with it."""
-        path, fd = "", -1
-        try:
-            with files.storage_errors("Writing the message"):
-                taken = message.take_file() if message.prefix == prefix else None
-                text = message.text()
-                if taken is not None:
-                    fd, path = taken
-                else:
-                    self._ensure_open()
-                    path = files.temporary_name(self.tmp_dir)
-                    files.step("create", path)
-                    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                    if text is not None:
-                        files.write_all(fd, prefix + text)
-                    else:
-                        files.write_all(fd, prefix)
-                        message.write_to(fd)
-                if internal_date is not None:
-                    os.utime(fd, (internal_date, internal_date))
-                prepared = self._prepare(prefix + text) if text is not None and len(text) <= PREPARE_BYTES else None
-                files.step("fsync", path)
-                files.sync(fd)  # the message itself survives a power cut from here on
-            durable_at = _monotonic()
-        except BaseException:
-            if path:
-                files.unlink_quietly(path)
-            raise
-        finally:
-            if fd >= 0:
-                files.close(fd)
-        date = int(self._clock()) if internal_date is None else internal_date
-        size = len(prefix) + message.size
-        return Staged(number, path, size, flags, tuple(keywords), date, quota_bytes, prepared, durable_at)
-
-    def _ensure_open(self) -> None:
-        if self._index is None:
-            with self._reading():
-                pass
-
-    def place(self, staged: Staged, *, claim_recent: bool = False) -> Appended:
-        """Give the staged file its UID and its name; durable when this returns. On failure the file is removed.
-
-        `claim_recent`: a session of the caller's is about to be told, so the message is not recent for any other one.
-        """
-        target = ""
-        try:
-            with self._writing() as index:
-                record = self._settled(index, staged.number)
-                if staged.quota_bytes and index.usage() + staged.size > staged.quota_bytes:
-                    raise OverQuota("The mailbox is full")
-                keywords = self._keyword_bits(record, staged.keywords)
-                uid = self._take_uids(record, 1)
-                in_new = not staged.flags and not keywords
-                before = self._mtime(record, in_new)
-                now = self._clock()
-                base = f"{files.unique_part(now)}.{self._host},S={staged.size},U={record.uidvalidity}-{uid}"
-                folder = self.folder(record.directory)
-                path = f"{folder}/{names.path_of(base, staged.flags, keywords, '', in_new)}"
-                if in_new:
-                    files.placed.add(base)
-                files.rename_noreplace(staged.path, path)
-                target = path
-                previous_modseq, modseq = record.highest_modseq, self._next_modseq(record)
-                recent = (record.recent_uid, record.uidnext) if claim_recent else (0, 0)
-                if claim_recent:
-                    record.recent_uid = record.uidnext
-                message = MessageRecord(
-                    uid, base, int(in_new), staged.flags, keywords, "", modseq, staged.size, staged.internal_date,
-                    int(now), 0,
-                )  # fmt: skip
-                index.insert(record.number, [message])
-                if staged.prepared is not None:
-                    index.put_prepared(record.number, [(uid, staged.prepared)])
-                _count(record, message, +1)
-                # No other directory was touched; somebody else's change that is still to be found stays to be found.
-                if in_new and before == record.new_mtime:
-                    record.new_mtime = self._mtime(record, in_new)
-                elif not in_new and before == record.cur_mtime:
-                    record.cur_mtime = self._mtime(record, in_new)
-                index.put_mailbox(record)
-            committed_at = _monotonic()
-            with files.storage_errors("Syncing the mailbox"):
-                files.sync_directory(
-                    os.path.dirname(target)
-                )  # the name, and with it UID and flags, survives from here on
-        except BaseException:
-            files.unlink_quietly(target or staged.path)
-            if target:
-                self._after_failure(staged.number)
-            raise
-        return Appended(
-            MailboxId(self.account, staged.number), uid, record.uidvalidity, modseq, staged.size, staged.flags,
-            keywords, record.keywords, previous_modseq, recent, target.removeprefix(f"{self.maildir}/"),
-            staged.durable_at, committed_at,
-        )  # fmt: skip
-
-    def discard(self, staged: Staged) -> None:
-        """Forget a staged message."""
-        files.unlink_quietly(staged.path)
-
-    def withdraw(self, appended: Appended) -> None:
-        """Take back a placed message that was not acknowledged."""
-        self.remove(appended.mailbox.number, appended.uid)
-
-    def remove(self, number: int, uid: int) -> bool:
-        """Remove one message, marked deleted or not; False if it is not there. Durable when this returns."""
-        with self._writing() as index:
-            record = self._settled(index, number)
-            messages = index.records(number, [uid])
-            touched = self._remove(index, record, messages)
-        self._sync(touched)
-        return bool(messages)
-
-    def _after_failure(self, number: int) -> None:
-        """A file was renamed into the mailbox and removed again: whatever the index kept of it goes."""
-        try:
-            self.reconcile(number, full=True)
-        except MailError as failure:
-            log.warning("reconcile after a failed delivery did not work", account=self.account, error=str(failure))
-
-    def _settled(self, index: SqliteIndex, number: int) -> MailboxRecord:
-        """The record for writing; first brought to the directory's state where UIDs depend on it."""
-        record = self._record(index, number)
-        if record.boot != BOOT:
-            reconcile(self, index, record, BOOT)
-        return record
-
-    def _note_mtimes(self, record: MailboxRecord, before: tuple[int, int]) -> None:
-        """Record what our own change made of the mtimes, unless somebody else's change is still to be found."""
-        if before == (record.cur_mtime, record.new_mtime):
-            record.cur_mtime, record.new_mtime = self._mtimes(record)
-
     # -------------------------------------------------------------- flags
-
-    def _keyword_bits(self, record: MailboxRecord, keywords: Sequence[str]) -> int:
-        """The bits of the keywords, new ones added to the mailbox's list (durably, before a file name uses them)."""
-        bits, added = 0, list(record.keywords)
-        lower = {name.lower(): number for number, name in enumerate(added)}
-        for keyword in keywords:
-            number = lower.get(keyword.lower())
-            if number is None:
-                if len(added) >= MAX_KEYWORDS or not 0 < len(keyword.encode()) <= _KEYWORD_BYTES:
-                    raise KeywordRefused(f"A mailbox keeps at most {MAX_KEYWORDS} keywords")
-                number = lower[keyword.lower()] = len(added)
-                added.append(keyword)
-            bits |= 1 << number
-        if len(added) > len(record.keywords):
-            record.keywords = tuple(added)
-            self._write_metadata(record)
-        return bits
 
     def store_flags(
         self, number: int, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str],
@@ -403,6 +176,11 @@ class AccountStore(Folders):
             index.put_mailbox(record)
         self._sync(renamer.touched)
         return Stored(record.highest_modseq, [change.uid for change in changes], previous, modified, sorted(gone))
+
+    def _note_mtimes(self, record: MailboxRecord, before: tuple[int, int]) -> None:
+        """Record what our own change made of the mtimes, unless somebody else's change is still to be found."""
+        if before == (record.cur_mtime, record.new_mtime):
+            record.cur_mtime, record.new_mtime = self._mtimes(record)
 
     def _sync(self, directories: set[str]) -> None:
         with files.storage_errors("Syncing the mailbox"):
@@ -480,12 +258,12 @@ class AccountStore(Folders):
                 pairs = [(old.uid, new.uid) for old, new in zip(messages, placed, strict=True)]
                 index.copy_prepared(number, target, pairs)
                 for message in placed:
-                    _count(target_record, message, +1)
+                    count(target_record, message, +1)
                 if moving:
                     gone = [message.uid for message in messages]
                     index.expunge(source_record, self._next_modseq(source_record), gone)
                     for message in messages:
-                        _count(source_record, message, -1)
+                        count(source_record, message, -1)
                 self._note_mtimes(target_record, target_before)
                 if not same:
                     self._note_mtimes(source_record, source_before)
@@ -525,6 +303,19 @@ class AccountStore(Folders):
         self._sync(touched)
         return marked
 
+    def withdraw(self, appended: Appended) -> None:
+        """Take back a placed message that was not acknowledged."""
+        self.remove(appended.mailbox.number, appended.uid)
+
+    def remove(self, number: int, uid: int) -> bool:
+        """Remove one message, marked deleted or not; False if it is not there. Durable when this returns."""
+        with self._writing() as index:
+            record = self._settled(index, number)
+            messages = index.records(number, [uid])
+            touched = self._remove(index, record, messages)
+        self._sync(touched)
+        return bool(messages)
+
     def _remove(self, index: SqliteIndex, record: MailboxRecord, messages: list[MessageRecord]) -> set[str]:
         """Files first: a crash before the commit leaves rows without files, which is an expunge too."""
         before = self._mtimes(record)
@@ -534,7 +325,7 @@ class AccountStore(Folders):
             if path is not None:
                 files.unlink(path)
                 locate.touched.add(os.path.dirname(path))
-            _count(record, message, -1)
+            count(record, message, -1)
         if messages:
             index.expunge(record, self._next_modseq(record), [message.uid for message in messages])
             self._note_mtimes(record, before)
@@ -755,13 +546,6 @@ class _KeywordMap(dict[int, int]):
         wanted = [name for number, name in enumerate(self._source.keywords) if bits >> number & 1]
         self[bits] = self._store._keyword_bits(self._target, wanted)
         return self[bits]
-
-
-def _count(record: MailboxRecord, message: MessageRecord, sign: int) -> None:
-    record.messages += sign
-    record.size += sign * message.size
-    record.unseen += sign * (not message.flags & SEEN)
-    record.deleted += sign * bool(message.flags & DELETED)
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:

@@ -8,6 +8,7 @@ from gevent.event import Event
 
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
+from mailsrv.store.account import Arrival
 from mailsrv.store.files import Incoming
 from mailsrv.values import DELETED, FLAGGED, SEEN, Account, AccountId, Address, FlagOp
 from mailsrv.wire import mime
@@ -118,7 +119,7 @@ def test_b05_a_change_during_a_look_is_not_lost(process, account):
         delta = real(number, since)
         if not late:
             late.append(since)
-            mailbox._account.store.append(1, message())  # committed after the index was read …
+            mailbox._account.store.append(1, Arrival(message()))  # committed after the index was read …
             one.registry.changed(mailbox.id)  # … and announced before the answer is applied
         return delta
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mailsrv.store import files, names
-from mailsrv.store.account import AccountStore, Incoming
+from mailsrv.store.account import AccountStore, Arrival, Incoming
 from mailsrv.values import AccountId, Snapshot
 from mailsrv.wire import mime
 
@@ -32,7 +32,7 @@ def incoming(store: AccountStore, data: bytes) -> Incoming:
 
 def add(store: AccountStore, number: int = INBOX, word: str = "one", **options: Any) -> int:
     """Append a message; its UID."""
-    return store.append(number, incoming(store, text(word)), **options).uid
+    return store.append(number, Arrival(incoming(store, text(word)), **options)).uid
 
 
 def number(store: AccountStore, name: str) -> int:

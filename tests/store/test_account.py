@@ -9,14 +9,16 @@ import pytest
 
 from mailsrv.errors import KeywordRefused, MailboxNotFound, MessageGone, ModSeqTooOld, OverQuota
 from mailsrv.store import sqlite
-from mailsrv.store.account import Incoming
+from mailsrv.store.account import Arrival, Incoming
 from mailsrv.values import DELETED, DRAFT, FLAGGED, SEEN, FlagOp, Prepared
 
 from .conftest import INBOX, account, add, flags, incoming, number, on_disk, text, words
 
 
 def test_f10_appended_message_is_a_file_with_its_uid(store):
-    appended = store.append(INBOX, incoming(store, text()), prefix=b"Return-Path: <>\r\n", internal_date=1_000_000_000)
+    appended = store.append(
+        INBOX, Arrival(incoming(store, text()), b"Return-Path: <>\r\n", internal_date=1_000_000_000)
+    )
     (path,) = on_disk(Path(store.maildir))[1]
     file = Path(store.maildir) / path
     assert path.startswith("new/") and ":" not in path
@@ -43,7 +45,7 @@ def test_f06_large_message_goes_to_the_disk_while_it_comes(store):
         if message.write(body[start : start + 700]):
             message.spill()
     assert message.path is not None and message.text() is None
-    uid = store.append(INBOX, message, prefix=b"Received: x\r\n").uid
+    uid = store.append(INBOX, Arrival(message, b"Received: x\r\n")).uid
     message.close()
     assert store.read(INBOX, uid) == b"Received: x\r\n" + body
     assert os.listdir(store.tmp_dir) == []
@@ -54,8 +56,8 @@ def test_f06_spilled_message_to_several_mailboxes(store):
     message = Incoming(store.tmp_dir, b"A: 1\r\n", memory_bytes=10)
     message.write(text())
     message.spill()
-    other = store.append(number(store, "Archive"), message, prefix=b"B: 2\r\n").uid
-    uid = store.append(INBOX, message, prefix=b"A: 1\r\n").uid
+    other = store.append(number(store, "Archive"), Arrival(message, b"B: 2\r\n")).uid
+    uid = store.append(INBOX, Arrival(message, b"A: 1\r\n")).uid
     assert store.read(INBOX, uid) == b"A: 1\r\n" + text()
     assert store.read(number(store, "Archive"), other) == b"B: 2\r\n" + text()
 
@@ -218,7 +220,7 @@ def test_journal_forgets_old_expunges_and_says_so(store, monkeypatch):
 
 
 def test_withdrawn_message_is_gone_with_its_file(store):
-    appended = store.append(INBOX, incoming(store, text()))
+    appended = store.append(INBOX, Arrival(incoming(store, text())))
     store.withdraw(appended)
     assert words(store) == {} and on_disk(Path(store.maildir)) == {}
     assert add(store) == 2
@@ -227,7 +229,7 @@ def test_withdrawn_message_is_gone_with_its_file(store):
 def test_prepared_columns_are_made_once_and_asked_by_name(store):
     add(store)
     big = b"Subject: big\r\nMessage-ID: <big@example.org>\r\n\r\n" + b"x" * 300_000
-    store.append(INBOX, incoming(store, big))
+    store.append(INBOX, Arrival(incoming(store, big)))
     rows = store.prepared(INBOX, [1, 2, 3], ("message_id", "subject"))
     assert rows == [
         (1, len(text()), rows[0][2], "<one@example.org>", "one"),

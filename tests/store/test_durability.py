@@ -11,6 +11,7 @@ import pytest
 
 from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
+from mailsrv.store.account import Arrival
 from mailsrv.values import DELETED, FLAGGED, SEEN, FlagOp
 
 from .conftest import INBOX, account, add, everything, flags, incoming, number, on_disk, text, words
@@ -177,7 +178,7 @@ def test_s26_failing_disk_leaves_nothing_behind(store, at, code):
     files.on_step(fail)
     try:
         with pytest.raises(TemporaryFailure):
-            store.append(INBOX, message)
+            store.append(INBOX, Arrival(message))
     finally:
         files.on_step(None)
     assert words(store) == {1: "one"}
@@ -287,3 +288,37 @@ def test_b13_flags_set_by_several_processes_are_all_kept(home):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert sorted(flags(store.snapshot(INBOX))[1][1]) == ["a", "b", "c", "d", "e", "f"]
     store.close()
+
+
+def test_s25_b14_end_between_any_two_steps_of_several_arrivals(tmp_path, dies_at_every_step):
+    """What was answered is there whole; what was not is there whole or not at all; no UID is given twice."""
+    names = ("one", "two", "three")
+
+    def work(home):
+        store = account(home)
+        outcomes = store.append_all(INBOX, [Arrival(incoming(store, text(name))) for name in names])
+        (home / "answered").write_text(" ".join(str(one.uid) for one in outcomes))
+        store.close()
+
+    def check(home, finished):
+        store = account(home)
+        there = words(store)
+        assert set(there.values()) <= set(names) and len(set(there.values())) == len(there)
+        for uid in there:
+            assert store.read(INBOX, uid) == text(there[uid])
+        if finished:
+            assert there == dict(zip((1, 2, 3), names, strict=True))
+            assert (home / "answered").read_text() == "1 2 3"
+        later = add(store, word="later")
+        assert later not in there and words(store) == {**there, later: "later"}
+        assert [uid for uid, found in on_disk(home / "Maildir").items() if len(found) > 1] == []
+        store.close()
+
+    def prepare(n):
+        home = tmp_path / str(n)
+        store = account(home)
+        store.snapshot(INBOX)
+        store.close()
+        return home
+
+    assert dies_at_every_step(prepare, work, check) >= 10

@@ -275,7 +275,7 @@ def test_r07_another_start_of_the_system_compares_before_it_gives_uids(store, ho
     (home / "index.sqlite3").write_bytes(saved)  # the commit was lost, the file was not
     (home / "lock").write_bytes(b"")
     monkeypatch.setattr(base, "BOOT", "another")
-    monkeypatch.setattr("mailsrv.store.account.BOOT", "another")
+    monkeypatch.setattr("mailsrv.store.arrivals.BOOT", "another")
     after = account(home)
     assert add(after, word="three") > 2
     assert list(words(after).values()) == ["one", "two", "three"]
