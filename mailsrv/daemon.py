@@ -50,13 +50,13 @@ from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import session as smtp
 from mailsrv.start import IMPLICIT_TLS, PROBES, Bound, load_certificates, reopen_log, reread
 from mailsrv.store.files import close, offload
+from mailsrv.ticker import Ticker
 from mailsrv.vitals import Vitals
 from mailsrv.wire import mime
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 COLLECT_AFTER = (5000, 20, 100)  # a full collection holds everybody up, and finds next to nothing here
 SWITCH_SECONDS = 0.0005  # how long a thread may hold the interpreter while the hub waits for it
-TICK_SECONDS = 0.001
 BEATS_IN_HANG = 5  # signs of life in the time after which a process is taken to hang
 TURN_SECONDS = 0.05
 RETRY_SECONDS = 10.0
@@ -264,7 +264,7 @@ class Server:
         self.watch.start(self.mailboxes)
         self.upkeep.start()
         if self.config["log.hub_delay"]:
-            self._ticker = gevent.spawn(_tick)
+            self._ticker = gevent.spawn(Ticker().run)
         for one in self.listeners:
             one.start()
         if self.canary is not None:
@@ -447,16 +447,3 @@ class _Once:
             self._part.close(deadline)
         if self._fd >= 0:
             close(self._fd)
-
-
-def _tick() -> None:
-    """Measures how late the hub comes back, and logs the longest delay of each second."""
-    longest, until = 0.0, time.monotonic() + 1
-    while True:
-        before = time.monotonic()
-        gevent.sleep(TICK_SECONDS)
-        now = time.monotonic()
-        longest = max(longest, now - before - TICK_SECONDS)
-        if now >= until:
-            log.info("hub delay", longest_ms=round(longest * 1e3, 2))
-            longest, until = 0.0, now + 1

@@ -417,6 +417,6 @@ SETTINGS = (
     Setting("log.level", _choice("debug", "info", "warning", "error"), "info", "What is logged: this and graver."),
     Setting("log.file", LOG_FILE, "", "File to append to, or syslog. Nothing: standard error, and syslog "
             "where the server runs in the background."),
-    Setting("log.hub_delay", FLAG, False, "Log how late the event loop was, the worst of each second.", live=False),
+    Setting("log.hub_delay", FLAG, False, "Log how late the event loop was in each second, and why.", live=False),
     Setting("log.format", _choice("logfmt", "json"), "logfmt", "How a line is written."),
 )  # fmt: skip

@@ -53,6 +53,7 @@ TOP = {
     "story",
     "supervisor",
     "systemd",
+    "ticker",
     "vitals",
 }
 GEVENT = {
@@ -61,7 +62,7 @@ GEVENT = {
     "mail.mailbox", "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.upkeep", "mail.wakeup",
     "mail.watch", "net.dial", "net.https", "net.listener", "net.resolver", "net.stream", "quickstart", "rotation",
     "settings", "store.arrivals", "store.base", "store.entry", "store.files", "store.spool", "supervisor",
-    "systemd", "vitals",
+    "systemd", "ticker", "vitals",
 }  # fmt: skip
 
 

@@ -25,14 +25,19 @@ from mailsrv.wire.imap_responses import fetch_item_name, flag_list, internal_dat
 if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
-FLAGS_PER_WRITE = 2_000
-PREPARED_PER_WRITE = 400
+FLAGS_PER_WRITE = 2_000  # 1 to 2 ms of the event loop's time, as are those below
+PREPARED_PER_READ, PREPARED_PER_WRITE = 400, 200
 TEXT_PER_WRITE = 512 * 1024
 LARGE_TEXT = 256 * 1024  # taken apart in a thread
 SEEN_PER_COMMIT = 1_000
 
 _PREPARED_ITEMS = {"ENVELOPE": "envelope", "BODYSTRUCTURE": "bodystructure"}  # as the index calls them
 _ROW_ITEMS = frozenset({"INTERNALDATE", "RFC822.SIZE"})
+
+
+_RECENT = 32  # beside the system flags, in tables only
+_FLAG_LISTS = [flag_list(word % _RECENT, 0, (), word >= _RECENT) for word in range(2 * _RECENT)]
+_WITH_RECENT = bytes(word | _RECENT for word in range(256))
 
 
 class Message:
@@ -136,17 +141,11 @@ def _flags_only(session: Session, view: View, uids: list[int], names: list[str])
         # No switch here: numbers, positions and flags are of one moment.
         first = bisect_left(view.uids, chunk[0], 0, view.count)
         aligned = view.uids is mailbox.uids and view.uids[first : first + len(chunk)].tolist() == chunk
-        if (
-            aligned
-            and not view.recent
-            and names == ["UID", "FLAGS"]
-            and not any(mailbox.keywords[first : first + len(chunk)])
-        ):
-            flags = mailbox.flags[first : first + len(chunk)]
-            table = [flag_list(word, 0, ()) for word in range(32)]
+        if aligned and names == ["UID", "FLAGS"]:
+            texts = _flag_lists(view, first, len(chunk))
             lines = [
-                b"* %d FETCH (UID %d FLAGS (%b))\r\n" % (seq, uid, table[word])
-                for seq, uid, word in zip(range(first + 1, first + 1 + len(chunk)), chunk, flags, strict=True)
+                b"* %d FETCH (UID %d FLAGS (%b))\r\n" % row
+                for row in zip(range(first + 1, first + 1 + len(chunk)), chunk, texts, strict=True)
             ]
         else:
             lines = []
@@ -169,6 +168,23 @@ def _messages(view: View, uids: Sequence[int]) -> Iterator[Message]:
         if seq is not None:
             position = view.mailbox.position(uid)
             yield Message(seq, uid, -1 if position is None else position)
+
+
+def _flag_lists(view: View, first: int, count: int) -> list[bytes]:
+    """The flags of `count` messages from a position of the mailbox's arrays on, by way of a table."""
+    mailbox = view.mailbox
+    end = first + count
+    words = mailbox.flags[first:end]
+    for low, high in view.recent:
+        start, stop = (bisect_left(mailbox.uids, uid, first, end) - first for uid in (low, high))
+        words[start:stop] = words[start:stop].translate(_WITH_RECENT)
+    texts = [*map(_FLAG_LISTS.__getitem__, words)]
+    keywords = mailbox.keywords[first:end]
+    if any(keywords):
+        for at, bits in enumerate(keywords):
+            if bits:
+                texts[at] = flag_list(words[at] & ~_RECENT, bits, mailbox.keyword_names, bool(words[at] & _RECENT))
+    return texts
 
 
 def _flags(view: View, message: Message) -> bytes:
@@ -208,20 +224,25 @@ def _from_index(
     parts = tuple(dict.fromkeys(_PREPARED_ITEMS.get(item.name, "fields") for item in items if _is_prepared(item)))
     encoders = [_encoder(view, item, parts) for item in items]
     missing = False
-    size = PREPARED_PER_WRITE if parts else FLAGS_PER_WRITE
+    size, slice_size = (PREPARED_PER_READ, PREPARED_PER_WRITE) if parts else (FLAGS_PER_WRITE, FLAGS_PER_WRITE)
     for start in range(0, len(uids), size):
         chunk = uids[start : start + size]
         if parts:
-            rows: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts)
+            found: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts)
         else:
-            rows = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(chunk)]
-        # No switch from here to the write: numbers, positions and flags are of one moment.
-        messages = []
-        for (uid, octets, date, *prepared), seq, position in zip(rows, *_places(view, rows), strict=True):
-            if seq and position >= 0:
-                messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
-        missing |= len(messages) < len(chunk)
-        session.stream.write(_responses(view, messages, encoders, seen))
+            found = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(chunk)]
+        missing |= len(found) < len(chunk)
+        for first in range(0, len(found), slice_size):
+            if first:
+                time.sleep(0)
+            rows = found[first : first + slice_size]
+            # No switch from here to the write: numbers, positions and flags are of one moment.
+            messages = []
+            for (uid, octets, date, *prepared), seq, position in zip(rows, *_places(view, rows), strict=True):
+                if seq and position >= 0:
+                    messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
+            missing |= len(messages) < len(rows)
+            session.stream.write(_responses(view, messages, encoders, seen))
     return missing
 
 
@@ -318,17 +339,15 @@ def _encoder(view: View, item: v.FetchItem, parts: tuple[str, ...] | None) -> En
 
 
 def _flags_column(view: View, messages: list[Message]) -> list[bytes]:
-    mailbox = view.mailbox
-    uids, flags, keywords, count = mailbox.uids, mailbox.flags, mailbox.keywords, len(mailbox.uids)
-    table = [b"FLAGS (%b)" % flag_list(word, 0, ()) for word in range(32)]
-    column = []
-    for message in messages:
-        at = message.position
-        if at < count and uids[at] == message.uid and not keywords[at] and not view.recent:
-            column.append(table[flags[at]])
-        else:
-            column.append(_flags(view, message))
-    return column
+    if not messages:
+        return []
+    first, last = messages[0], messages[-1]
+    uids = view.mailbox.uids
+    together = last.position - first.position == len(messages) - 1 and last.position < len(uids)
+    # UIDs and positions both ascend: if the ends are where they were, so is everything between.
+    if together and uids[first.position] == first.uid and uids[last.position] == last.uid:
+        return [b"FLAGS (%b)" % text for text in _flag_lists(view, first.position, len(messages))]
+    return [_flags(view, message) for message in messages]
 
 
 _RFC822 = {"RFC822": None, "RFC822.HEADER": "HEADER", "RFC822.TEXT": "TEXT"}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
 NUMBERS_PER_LINE = 10_000
+MANY_FOUND = 10_000  # 2 ms to write them down
 
 
 def resolve(view: View, command: v.Fetch | v.Store | v.Copy | v.Move) -> list[int]:
@@ -111,8 +112,17 @@ def search(session: Session, command: v.Command) -> None:
     if command.uid:
         view.uses_uid = True
     found = evaluate(view.mailbox, view, command.key)
-    numbers = found if command.uid else view.seqs(found)
-    session.stream.queue(" ".join(["* SEARCH", *map(str, numbers)]).encode() + b"\r\n")
+    if len(found) > MANY_FOUND:
+        line = view.mailbox.offload(_search_line, view, found, command.uid)
+    else:
+        line = _search_line(view, found, command.uid)
+    session.stream.queue(line)
+
+
+def _search_line(view: View, found: list[int], by_uid: bool) -> bytes:
+    numbers = found if by_uid else view.seqs(found)
+    # A list that is made step by step, so that a thread which makes it can be interrupted.
+    return " ".join(["* SEARCH", *[str(number) for number in numbers]]).encode() + b"\r\n"
 
 
 # ------------------------------------------------------------------ STORE
