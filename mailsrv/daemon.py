@@ -204,6 +204,8 @@ class Server:
             connections_per_user=config["limits.connections_per_user"],
             normalize_newlines=config["smtp.bare_newline"] == "normalize",
             save_sent=config["submission.save_sent"],
+            undo_seconds=config["submission.undo_seconds"],
+            future_seconds=config["submission.future_seconds"],
         )
         services = smtp.Services(
             self.accounts,

@@ -65,6 +65,7 @@ SMTP = (
         3834, "Automatic responses", "yes", "mail/bounce.py", (), "reports are marked; a null sender is never answered"
     ),
     Rfc(3848, "Transmission types in Received", "yes", "smtp/session.py"),
+    Rfc(4865, "FUTURERELEASE", "yes", "smtp/session.py, wire/smtp.py", ("FUTURERELEASE",)),
     Rfc(4954, "AUTH", "yes", "smtp/session.py, smtp/client.py", ("AUTH",)),
     Rfc(5233, "Subaddresses (ann+lists)", "yes", "mail/accounts.py"),
     Rfc(5321, "SMTP", "yes", "smtp/, wire/smtp.py, wire/smtp_client.py"),

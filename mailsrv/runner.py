@@ -19,6 +19,7 @@ from mailsrv.mail.accounts import Accounts, parse_address
 from mailsrv.mail.bounce import Bounces
 from mailsrv.mail.dkim import Keys
 from mailsrv.mail.intake import Intake, Outgoing, main_domain
+from mailsrv.mail.outbox import Showing
 from mailsrv.mail.queue import Queue, Schedule, Ways
 from mailsrv.mail.signing import Signer
 from mailsrv.mail.wakeup import NAME, Waker
@@ -149,14 +150,17 @@ class Runner:
             intake.spool, ways, schedule_of(config), connections=config["queue.attempts"],
             per_destination=config["queue.attempts_per_destination"], socket_path=socket_path(config),
         )  # fmt: skip
+        self._showing = Showing(intake.mailboxes, accounts, self.queue) if config["queue.outbox"] else None
 
     def start(self) -> None:
         """Raises QueueLocked when another runner works on this queue."""
-        self.queue.start()
+        self.queue.start(before=self._showing.begin if self._showing is not None else None)
         self._rotation.start()
 
     def close(self, deadline: float) -> None:
         """Attempts that go on may end until then (monotonic clock)."""
         self._rotation.close()
+        if self._showing is not None:
+            self._showing.close()
         self.queue.stop(max(0.0, deadline - time.monotonic()))
         self._way_out.close()

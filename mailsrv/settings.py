@@ -328,6 +328,10 @@ SETTINGS = (
     Setting("submission.listen", LISTEN, ["0.0.0.0:587"], "Addresses. RFC 6409.", live=False),
     Setting("submission.save_sent", FLAG, False, "File a copy of each submitted message in the sender's Sent mailbox, "
             "for programs that do not do so themselves."),
+    Setting("submission.undo_seconds", _number(0, 3600, "seconds"), 0, "How long a submitted message waits in the "
+            "sender's Outbox, where deleting it takes it back. 0: it leaves at once."),
+    Setting("submission.future_seconds", _whole(0, 366 * 86400, "seconds"), 30 * 86400, "How far ahead a client may "
+            "have a message sent. RFC 4865. 0: not offered."),
     Setting("submissions.listen", LISTEN, ["0.0.0.0:465"], "Addresses. RFC 8314.", live=False),
     Setting("imap.listen", LISTEN, ["0.0.0.0:143"], "Addresses.", live=False),
     Setting("imap.heartbeat_seconds", _number(1, 1740, "seconds"), 120, "How often an idling client is sent a sign of "
@@ -350,6 +354,8 @@ SETTINGS = (
     Setting("queue.attempts", _whole(1, 10_000, ""), 200, "Attempts at once, to all servers together."),
     Setting("queue.attempts_per_destination", _whole(1, 1000, ""), 20, "Attempts at once to one destination that takes "
             "them well; each begins with 4."),
+    Setting("queue.outbox", FLAG, True, "Show users what of their mail still waits, in a mailbox Outbox; deleting a "
+            "message there cancels it."),
     Setting("queue.postmaster", ADDRESS, "", "Who hears of reports that cannot be delivered. Nothing: postmaster of "
             "the domain that server.hostname belongs to, else of the first.", live=False),
     Setting("queue.return_bytes", _whole(0, 100 * MIB, "octets"), 50_000, "Messages up to this size are returned whole "

@@ -233,6 +233,13 @@ class Accounts:
             raise AccountNotFound(f"There is no user {address}")
         return found[0]
 
+    def by_id(self, account: AccountId) -> Account:
+        """Raises AccountNotFound."""
+        found = self._user("id=?", (account,))
+        if not found:
+            raise AccountNotFound(f"There is no user {account}")
+        return found[0].account
+
     def by_address(self, address: Address) -> Account | None:
         """The user with exactly this address, enabled or not."""
         memory, key = self._memory(), ("address", (address.local.lower(), address.domain.lower()))

@@ -108,8 +108,9 @@ class Transaction:
     def __init__(
         self, intake: Intake, recipients: Sequence[Recipient], outward: Sequence[Outward], envelope: Envelope,
         trace: Trace, origin: Origin, id: str, sent_copy: Account | None, expanded: Sequence[Waiting],
+        not_before: float | None,
     ) -> None:  # fmt: skip
-        self.id = id
+        self.id, self._not_before = id, not_before
         self._intake, self._mailboxes = intake, intake.mailboxes
         self._recipients, self._trace = recipients, trace
         self._envelope, self._origin, self._sent_copy = envelope, origin, sent_copy
@@ -141,7 +142,7 @@ class Transaction:
         for number, (via, members) in enumerate(groups.items()):
             envelope = self._envelope if via is None else self._intake.forwarded(self._envelope, via)
             waiting = [Waiting(one.address, one.options, one.via) for one in members]
-            entry = Entry(new_id() if number else self.id, envelope, waiting, self._origin)
+            entry = Entry(new_id() if number else self.id, envelope, waiting, self._origin, not_before=self._not_before)
             made.append((entry, self._trace.outward(via, [one.address for one in members])))
         return made
 
@@ -356,9 +357,13 @@ class Intake:
     def open(
         self, recipients: Sequence[Recipient], outward: Sequence[Outward] = (), *, envelope: Envelope, trace: Trace,
         origin: Origin, id: str, sent_copy: Account | None = None, expanded: Sequence[Waiting] = (),
+        not_before: float | None = None,
     ) -> Transaction:  # fmt: skip
-        """Begin to take a message; `trace` gives the lines before a copy, `sent_copy` asks for one in Sent."""
-        return Transaction(self, recipients, outward, envelope, trace, origin, id, sent_copy, expanded)
+        """Begin to take a message; `trace` gives the lines before a copy, `sent_copy` asks for one in Sent.
+
+        `not_before`: entries of the queue wait until then (wall time).
+        """
+        return Transaction(self, recipients, outward, envelope, trace, origin, id, sent_copy, expanded, not_before)
 
     def check_quota(self, account: Account, size: int) -> None:
         """Raises OverQuota if `size` more octets do not fit; asked again, under the lock, at commit."""

@@ -3,26 +3,35 @@
 The queue is the truth and the Outbox shows it: a copy of the message with its state as keywords, made when an entry has
 to wait and removed when it ends. The way back is one question: a copy that its owner removed means that the message
 shall not be sent. Whoever asks (the queue, before each attempt and when the mailbox changed) gets "removed" only from a
-mailbox that is there and never held the UID's message under another UIDVALIDITY: a lost folder cancels nothing.
+mailbox that is there and never held the UID's message under another UIDVALIDITY: a lost folder cancels nothing. Each
+copy begins with a line that names its entry, by which what a crash left over is found.
 
-Imports: mail.mailbox, mail.accounts, log, errors, values.    RFC 5550 5.10 ($SubmitPending), RFC 3501 2.3.2.
+Imports: mail.{accounts,mailbox,queue}, store, log, errors, values.    RFC 5550 5.10 ($SubmitPending), RFC 3501 2.3.2.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mailsrv import log
-from mailsrv.errors import MailboxExists, MailboxNotFound, MailError
+from mailsrv.errors import AccountNotFound, MailboxExists, MailboxNotFound, MailError
+from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import AccountMail, Mailboxes
-from mailsrv.store.files import COPY_BYTES, Incoming
-from mailsrv.values import SEEN, Account, FlagOp, MailboxId
+from mailsrv.mail.queue import Queue
+from mailsrv.store.entry import Entry, EntryDamaged
+from mailsrv.store.files import COPY_BYTES, Incoming, offload
+from mailsrv.store.spool import EntryGone
+from mailsrv.values import SEEN, Account, AccountId, FlagOp, MailboxId
 
 NAME = "Outbox"
 PENDING = "$SubmitPending"
 DEFERRED, HELD, SCHEDULED = "$Deferred", "$Held", "$Scheduled"
 STATES = (DEFERRED, HELD, SCHEDULED)
+SUBMITTED = "submission"  # the service whose entries are shown
+_NAMED = re.compile(rb"X-Mailsrv-Queue-Id: ([0-9a-f]{6,40})\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Outbox:
     def __init__(self, mailboxes: Mailboxes) -> None:
         self._mailboxes = mailboxes
 
-    def show(self, account: Account, path: str, states: Sequence[str]) -> Shown | None:
+    def show(self, account: Account, id: str, path: str, states: Sequence[str]) -> Shown | None:
         """Put a copy of the message file into the account's Outbox; None if it cannot be (a full mailbox, say).
 
         The message is sent all the same: what is shown is a comfort.
@@ -49,6 +58,7 @@ class Outbox:
         incoming = mail.incoming()
         try:
             self._make(mail)
+            incoming.write(f"X-Mailsrv-Queue-Id: {id}\r\n".encode())
             mail.run(_read_into, incoming, path)
             appended = mail.append(NAME, incoming, flags=SEEN, keywords=[PENDING, *states])
         except (MailError, OSError) as failure:
@@ -102,6 +112,150 @@ class Outbox:
                 mail.remove(shown.mailbox.number, shown.uid)
         except MailError as failure:
             log.warning("sent message still shown", account=str(account.address), uid=shown.uid, reason=str(failure))
+
+    def left_over(self, account: Account) -> list[tuple[Shown, str]]:
+        """What the account's Outbox shows, with the ids of the entries; nothing where there is no Outbox."""
+        if not any(os.path.isdir(f"{account.home}/Maildir/.{NAME}/{sub}") for sub in ("cur", "new")):
+            return []  # without opening the index of everybody who never had one
+        mail = self._mailboxes.account(account)
+        info = mail.find(NAME)
+        snapshot = mail.run(mail.store.snapshot, info.id.number)
+        found = []
+        for uid in snapshot.uids:
+            for _, text in mail.run(mail.store.read_many, info.id.number, [uid], 1):
+                named = _NAMED.match(text)
+                if named is not None:
+                    found.append((Shown(info.id, info.uidvalidity, uid), named[1].decode()))
+        return found
+
+
+class Showing:
+    """Keeps the Outboxes as the queue is, and cancels in the queue what owners remove."""
+
+    def __init__(self, mailboxes: Mailboxes, accounts: Accounts, queue: Queue) -> None:
+        self._mailboxes, self._outbox = mailboxes, Outbox(mailboxes)
+        self._accounts, self._queue = accounts, queue
+        self._watched: dict[MailboxId, dict[str, None]] = {}
+        self._showing: set[str] = set()
+        queue.hooks.changed.append(self._changed)
+        queue.hooks.may_go.append(self._may_go)
+        mailboxes.registry.on_change.append(self._mailbox_changed)
+
+    def close(self) -> None:
+        self._mailboxes.registry.on_change.remove(self._mailbox_changed)
+
+    def begin(self) -> None:
+        """Before the queue begins: remove copies of entries that have ended, or that a crash made twice."""
+        for user in self._accounts.users():
+            try:
+                for shown, id in self._outbox.left_over(user.account):
+                    entry = self._entry(id)
+                    if entry is None or entry.shown != _remembered(shown):
+                        self._outbox.hide(user.account, shown)
+                    else:
+                        self._watch(shown.mailbox, id)
+            except MailError as failure:
+                log.warning("outbox not looked at", account=str(user.account.address), reason=str(failure))
+
+    def _entry(self, id: str) -> Entry | None:
+        try:
+            return offload(self._queue.spool.load, id)
+        except (EntryGone, EntryDamaged):
+            return None
+
+    def _owner(self, entry: Entry) -> Account | None:
+        """Whose Outbox shows the entry: what users submitted themselves, and not what an address of ours passed on."""
+        submitted = entry.origin.service == SUBMITTED and entry.origin.account
+        if not submitted or any(one.via is not None for one in entry.recipients):
+            return None
+        try:
+            return self._accounts.by_id(AccountId(entry.origin.account))
+        except AccountNotFound:
+            return None
+
+    def _changed(self, entry: Entry) -> None:
+        account = self._owner(entry)
+        if account is None:
+            return
+        shown = _shown(account, entry)
+        if entry.over:
+            if shown is not None:
+                self._forget(shown.mailbox, entry.id)
+                self._outbox.hide(account, shown)
+        elif shown is None:
+            self._show(account, entry)
+        elif self._outbox.withdrawn(account, shown):
+            self._queue.cancel(entry.id)
+            self._queue.wake(entry.id)
+        else:
+            self._watch(shown.mailbox, entry.id)
+            self._outbox.mark(account, shown, _states(entry, self._queue.spool.now().wall))
+
+    def _show(self, account: Account, entry: Entry) -> None:
+        if entry.id in self._showing:
+            return  # another destination's attempt does so
+        self._showing.add(entry.id)
+        try:
+            path, states = self._queue.spool.message_path(entry.id), _states(entry, self._queue.spool.now().wall)
+            shown = self._outbox.show(account, entry.id, path, states)
+            if shown is not None:
+                self._remember(account, entry.id, shown)
+        finally:
+            self._showing.discard(entry.id)
+
+    def _remember(self, account: Account, id: str, shown: Shown) -> None:
+        def note(entry: Entry) -> bool:
+            entry.shown = _remembered(shown)
+            return not entry.over
+
+        try:
+            if offload(self._queue.spool.change, id, note).over:
+                raise EntryGone
+            self._watch(shown.mailbox, id)
+        except (EntryGone, EntryDamaged, MailError):
+            self._outbox.hide(account, shown)
+
+    def _may_go(self, entry: Entry) -> bool:
+        account = self._owner(entry)
+        shown = _shown(account, entry)
+        return account is None or shown is None or not self._outbox.withdrawn(account, shown)
+
+    # -------------------------------------------------------------- what owners do
+
+    def _watch(self, mailbox: MailboxId, id: str) -> None:
+        self._watched.setdefault(mailbox, {})[id] = None
+
+    def _forget(self, mailbox: MailboxId, id: str) -> None:
+        watched = self._watched.get(mailbox, {})
+        watched.pop(id, None)
+        if not watched:
+            self._watched.pop(mailbox, None)
+
+    def _mailbox_changed(self, mailbox: MailboxId | None) -> None:
+        """Somebody, here or in another process, changed a mailbox: the queue looks at what is shown there."""
+        for one in list(self._watched) if mailbox is None else [mailbox]:
+            for id in self._watched.get(one, {}):
+                self._queue.wake(id)
+
+
+def _remembered(shown: Shown) -> tuple[int, int, int]:
+    return shown.mailbox.number, shown.uidvalidity, shown.uid
+
+
+def _shown(account: Account | None, entry: Entry) -> Shown | None:
+    if account is None or entry.shown is None:
+        return None
+    number, uidvalidity, uid = entry.shown
+    return Shown(MailboxId(account.id, number), uidvalidity, uid)
+
+
+def _states(entry: Entry, now: float) -> list[str]:
+    states = [HELD] if entry.hold else []
+    if entry.not_before is not None and entry.not_before > now:
+        states.append(SCHEDULED)
+    if any(one.attempts for one in entry.waiting):
+        states.append(DEFERRED)
+    return states
 
 
 def _read_into(incoming: Incoming, path: str) -> None:

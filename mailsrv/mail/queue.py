@@ -147,10 +147,12 @@ class Queue:
 
     # -------------------------------------------------------------- life
 
-    def start(self) -> None:
-        """Own the queue and begin. Raises QueueLocked when another runner has it."""
+    def start(self, before: Callable[[], None] | None = None) -> None:
+        """Own the queue and begin; `before` runs when it is owned. Raises QueueLocked when another runner has it."""
         offload(self.spool.prepare)
         self._ownership.acquire()
+        if before is not None:
+            before()
         self._started_wall = self.spool.now().wall
         if self._wakeups is not None:
             self._wakeups.start()
@@ -269,7 +271,8 @@ class Queue:
             return
         now = self.spool.now()
         wait = entry.wait(now)
-        if wait > SLACK_SECONDS or entry.over:
+        early = entry.not_before is not None and entry.not_before > now.wall  # a release has no slack
+        if wait > SLACK_SECONDS or early or entry.over:
             self._put_back(entry, wait)
             return
         if any(one.report for one in entry.recipients):
@@ -348,7 +351,7 @@ class Queue:
         if not due or entry.hold or entry.wait(now) > SLACK_SECONDS:
             return entry.wait(now)
         if not all(may_go(entry) for may_go in self.hooks.may_go):
-            return self._cancel(entry.id)
+            return self.cancel(entry.id)
         if self._lanes.is_resting(lane) and lane.last is not None:
             outcomes = [_put_off(one.address, lane.last) for one in due]
         else:
@@ -430,7 +433,7 @@ class Queue:
                 one.report = "delivered" if destination == LOCAL else "relayed"  # RFC 3461 5.2.2
         elif outcome.disposition is Disposition.NEVER:
             self._fail(one)
-        elif entry.age(now) >= self.schedule.expire:
+        elif entry.tried_for(now) >= self.schedule.expire:
             days = self.schedule.expire / 86400
             expired = Outcome(
                 one.address, Disposition.NEVER, outcome.code, "4.4.7",
@@ -444,7 +447,7 @@ class Queue:
         else:
             entry.delay(one, self.schedule.pause(one.attempts), now)
             if self.schedule.notice and not one.noticed and one.notice_at is None and _wants_notice(one):
-                entry.delay_notice(one, max(0.0, self.schedule.notice - entry.age(now)), now)
+                entry.delay_notice(one, max(0.0, self.schedule.notice - entry.tried_for(now)), now)
 
     def _fail(self, one: Recipient) -> None:
         one.state = FAILED
@@ -478,7 +481,7 @@ class Queue:
             except Exception:
                 log.exception("queue hook failed", id=entry.id)
 
-    def _cancel(self, id: str) -> float | None:
+    def cancel(self, id: str) -> float | None:
         """Whoever may do so has taken the message back."""
 
         def cancel(entry: Entry) -> bool:

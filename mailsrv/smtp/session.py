@@ -75,6 +75,8 @@ class SmtpSettings:
     connections_per_user: int = 50
     normalize_newlines: bool = False
     save_sent: bool = False
+    undo_seconds: float = 0.0
+    future_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,11 @@ class Closing(Exception):
 class Transaction:
     """From MAIL to the end of DATA."""
 
-    __slots__ = ("expanded", "mail", "outward", "recipients", "through")
+    __slots__ = ("asked", "expanded", "mail", "not_before", "outward", "recipients", "through")
 
-    def __init__(self, mail: wire.Mail) -> None:
-        self.mail = mail
+    def __init__(self, mail: wire.Mail, not_before: float | None) -> None:
+        self.mail, self.not_before = mail, not_before
+        self.asked: dict[Address, Outward] = {}  # as the sender named them
         self.recipients: dict[int, Recipient] = {}  # by account: one copy each
         self.outward: dict[Address, Outward] = {}  # likewise
         self.through: list[Address] = []  # of ours, which lead elsewhere
@@ -115,6 +118,10 @@ class Transaction:
     @property
     def count(self) -> int:
         return len(self.recipients) + len(self.outward)
+
+    def wait(self) -> None:
+        """All of it goes to the queue, whoever it is for: recipients are looked up again when it is released."""
+        self.recipients, self.outward, self.through, self.expanded = {}, self.asked, [], []
 
     def envelope(self) -> Envelope:
         mail = self.mail
@@ -328,6 +335,9 @@ class Session:
         ]
         if self.stream.tls:
             lines.append("REQUIRETLS")  # RFC 8689 2
+        if self._future:
+            latest = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + self.settings.future_seconds))
+            lines.append(f"FUTURERELEASE {self.settings.future_seconds} {latest}")  # RFC 4865 3
         if self.services.tls_context is not None and not self.stream.tls:
             lines.append("STARTTLS")
         if self.services.submission and self.stream.tls:
@@ -415,7 +425,8 @@ class Session:
     def mail(self, argument: str) -> None:
         if self.services.submission and self.account is None:
             raise Refusal(Reply(530, "5.7.0", "Authentication required"))
-        mail = wire.parse_mail(argument, tls=self.stream.tls)
+        mail = wire.parse_mail(argument, tls=self.stream.tls, future=self._future)
+        not_before = self._release_time(mail)
         if mail.size is not None and mail.size > self.settings.message_bytes:
             raise MessageTooLarge(f"{mail.size} octets declared")
         if not self.services.intake.has_room(2 * self.settings.message_bytes):
@@ -428,9 +439,25 @@ class Session:
             # The null sender is nobody's: a mail program's read receipts have it (RFC 8098 3).
             if mail.sender is not None and not accounts.may_send_as(self.account, mail.sender):
                 raise SenderRefused(f"{self.account.address} as {mail.sender}")
-        self.transaction = Transaction(mail)
+        self.transaction = Transaction(mail, not_before)
         self.state = State.MAIL
         self.reply(250, "2.1.0", "Sender ok")
+
+    @property
+    def _future(self) -> bool:
+        """Whether the client may ask for a later release (RFC 4865: submission only)."""
+        return self.services.submission and self.settings.future_seconds > 0
+
+    def _release_time(self, mail: wire.Mail) -> float | None:
+        """When the message shall leave, in wall time; None at once. RFC 4865 4.2: at most what EHLO said."""
+        now = time.time()
+        until = now + mail.hold_for if mail.hold_for is not None else mail.hold_until
+        if until is None:
+            undo = self.settings.undo_seconds if self.services.submission and mail.sender is not None else 0
+            return now + undo if undo else None
+        if until > now + self.settings.future_seconds:
+            raise WireError(f"A message is held for {self.settings.future_seconds} seconds at most")
+        return until if until > now else None
 
     def _require_honest(self, reply: Reply) -> None:
         """Whoever asked for many unknown recipients gets no more answers for a while, right or wrong (S19)."""
@@ -465,6 +492,7 @@ class Session:
         )
         for recipient in route.recipients:
             self.services.intake.check_quota(recipient.account, mail.size or 0)
+        transaction.asked.setdefault(address, Outward(address, options))
         for recipient in route.recipients:
             transaction.recipients.setdefault(recipient.account.id, recipient)
         for outward in route.outward:
@@ -526,6 +554,8 @@ class Session:
             log.info("early talker", session=self.id, peer=self.stream.peer, after="DATA")
             raise Closing(Reply(554, "5.5.0", "Wait for the reply to DATA"))
         self.stream.write(Reply(354, "", "End data with <CR><LF>.<CR><LF>").encode())
+        if transaction.not_before is not None:
+            transaction.wait()
         recipients = list(transaction.recipients.values())
         self._reset(State.READY)
         identity = new_id()
@@ -535,6 +565,7 @@ class Session:
         with self.services.intake.open(
             recipients, list(transaction.outward.values()), envelope=transaction.envelope(), trace=trace,
             origin=origin, id=identity, sent_copy=sent_copy, expanded=transaction.expanded,
+            not_before=transaction.not_before,
         ) as incoming:  # fmt: skip
             arrival = Arrival(
                 self._limits(), incoming.write, complete=self.services.submission, host=self.services.hostname

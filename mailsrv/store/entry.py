@@ -154,6 +154,11 @@ class Entry:
         passed = self.written.until(now)
         return self.waited + (passed if self.written.comparable(now) else min(passed, MOST_GAP))
 
+    def tried_for(self, now: Stamp) -> float:
+        """Its age without the time it was asked to wait."""
+        asked = 0.0 if self.not_before is None else max(0.0, self.not_before - self.arrived_at)
+        return max(0.0, self.age(now) - asked)
+
     def remaining(self, at: float, now: Stamp) -> float:
         """Seconds until `at`, a time of a recipient."""
         if self.written is None:

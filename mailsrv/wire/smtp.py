@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from mailsrv.values import Address, RecipientOptions
 from mailsrv.wire.address import parse_domain, parse_path
@@ -18,6 +19,9 @@ AUTH_OCTETS = 12288  # RFC 4954 4
 MAIL_OCTETS = 2048  # with the growth its extensions allow
 _VERB = re.compile(r"[A-Za-z]{1,20}(?= |$)")
 _KEYWORD = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,31})(?:=([!-<>-~\u0080-\U0010ffff]{1,1024}))?")
+_DATE_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 _HELO_NAME = re.compile(r"[!-~]{1,255}")
 MOST_ENVID, MOST_ORCPT = 100, 500  # RFC 3461 4.4, 4.2
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")  # RFC 3461 4: no "+" and no "=" but in "+3D"
@@ -36,7 +40,10 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """MAIL FROM. `sender` None is the null sender `<>`; `size` None when not declared; `ret` "", FULL or HDRS."""
+    """MAIL FROM. `sender` None is the null sender `<>`; `size` None when not declared; `ret` "", FULL or HDRS.
+
+    `hold_for` seconds, or `hold_until` (seconds since 1970), is when the message shall be released (RFC 4865 4).
+    """
 
     sender: Address | None
     size: int | None = None
@@ -45,6 +52,8 @@ class Mail:
     ret: str = ""
     envid: str = ""
     require_tls: bool = False
+    hold_for: int | None = None
+    hold_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +88,16 @@ def parse_helo(argument: str) -> str:
     return argument
 
 
-def parse_mail(argument: str, *, tls: bool = False) -> Mail:
-    """`FROM:<path> [parameters]` (RFC 5321 4.1.1.2). `tls`: REQUIRETLS was announced (RFC 8689 2)."""
+def parse_mail(argument: str, *, tls: bool = False, future: bool = False) -> Mail:
+    """`FROM:<path> [parameters]` (RFC 5321 4.1.1.2). `tls`: REQUIRETLS was announced (RFC 8689 2), `future`:
+    FUTURERELEASE was (RFC 4865 4).
+    """
     rest = _after(argument, "FROM:")
     sender, end = parse_path(rest, smtputf8=True)  # whether it may be UTF-8 is said behind it
     if sender is not None and not sender.domain:
         raise WireError("The sender needs a domain")
     size, body, smtputf8, ret, envid, require_tls = None, "7BIT", False, "", "", False
+    hold_for, hold_until = None, None
     for keyword, value in _parameters(rest[end:]):
         if keyword == "SIZE":
             if not value or not value.isascii() or not value.isdigit() or len(value) > 20:
@@ -107,13 +119,31 @@ def parse_mail(argument: str, *, tls: bool = False) -> Mail:
                 raise WireError(f"ENVID is 1 to {MOST_ENVID} printable characters as xtext")
         elif keyword == "REQUIRETLS" and value is None and tls:
             require_tls = True
+        elif keyword == "HOLDFOR" and future:
+            if not value or not value.isascii() or not value.isdigit() or len(value) > 9:
+                raise WireError("HOLDFOR is a number of seconds")
+            hold_for = int(value)
+        elif keyword == "HOLDUNTIL" and future:
+            hold_until = _parse_date_time(value or "")
         elif keyword == "AUTH" and value is not None:
             pass  # RFC 4954 5: may be ignored; nobody is trusted to vouch for another
         else:
             raise ParameterUnknown(keyword)
     if not smtputf8 and not rest[:end].isascii():
         raise WireError("Address is not ASCII, and SMTPUTF8 was not asked for", 1)
-    return Mail(sender, size, body, smtputf8, ret, envid, require_tls)
+    if hold_for is not None and hold_until is not None:
+        raise WireError("HOLDFOR or HOLDUNTIL, not both")
+    return Mail(sender, size, body, smtputf8, ret, envid, require_tls, hold_for, hold_until)
+
+
+def _parse_date_time(text: str) -> float:
+    """A date-time of RFC 3339 5.6, its zone included, as seconds since 1970."""
+    if not _DATE_TIME.fullmatch(text):
+        raise WireError("HOLDUNTIL is a date and time such as 2026-11-25T08:00:00Z")
+    try:
+        return datetime.fromisoformat(text.upper()).timestamp()
+    except (ValueError, OverflowError):
+        raise WireError("HOLDUNTIL is a date and time such as 2026-11-25T08:00:00Z") from None
 
 
 def parse_rcpt(argument: str, *, smtputf8: bool) -> tuple[Address, RecipientOptions]:

@@ -44,9 +44,9 @@ def keywords(mailboxes, account):
 
 
 def test_a_waiting_message_is_shown_as_it_is_and_subscribed_to(mailboxes, account, message):
-    shown = Outbox(mailboxes).show(account, message, [DEFERRED])
+    shown = Outbox(mailboxes).show(account, "abc123", message, [DEFERRED])
     mail = mailboxes.account(account)
-    assert mail.store.read(shown.mailbox.number, shown.uid) == TEXT
+    assert mail.store.read(shown.mailbox.number, shown.uid) == b"X-Mailsrv-Queue-Id: abc123\r\n" + TEXT
     assert keywords(mailboxes, account) == {shown.uid: {PENDING, DEFERRED}}
     assert NAME in mail.subscriptions()
 
@@ -54,13 +54,15 @@ def test_a_waiting_message_is_shown_as_it_is_and_subscribed_to(mailboxes, accoun
 def test_large_messages_are_shown_too(mailboxes, account, tmp_path):
     path = tmp_path / "large.eml"
     path.write_bytes(TEXT + b"x" * 70 + b"\r\n" + b"y" * 998 * 4096)
-    shown = Outbox(mailboxes).show(account, str(path), [])
-    assert mailboxes.account(account).store.read(shown.mailbox.number, shown.uid) == path.read_bytes()
+    shown = Outbox(mailboxes).show(account, "abc123", str(path), [])
+    assert mailboxes.account(account).store.read(shown.mailbox.number, shown.uid) == (
+        b"X-Mailsrv-Queue-Id: abc123\r\n" + path.read_bytes()
+    )
 
 
 def test_states_replace_each_other_leave_other_flags_alone_and_are_pushed(mailboxes, account, message):
     outbox = Outbox(mailboxes)
-    shown = outbox.show(account, message, [SCHEDULED])
+    shown = outbox.show(account, "abc123", message, [SCHEDULED])
     mail = mailboxes.account(account)
     mail.change_flags(shown.mailbox.number, shown.uid, FlagOp.ADD, ["mine"])
     woken = Event()
@@ -75,7 +77,7 @@ def test_states_replace_each_other_leave_other_flags_alone_and_are_pushed(mailbo
 
 def test_an_ended_entry_is_taken_away_and_its_watchers_told(mailboxes, account, message):
     outbox = Outbox(mailboxes)
-    shown = outbox.show(account, message, [])
+    shown = outbox.show(account, "abc123", message, [])
     woken = Event()
     mailboxes.registry.subscribe(shown.mailbox, woken)
     outbox.hide(account, shown)
@@ -87,7 +89,7 @@ def test_an_ended_entry_is_taken_away_and_its_watchers_told(mailboxes, account, 
 
 def test_only_a_removed_message_is_withdrawn(mailboxes, account, message):
     outbox = Outbox(mailboxes)
-    shown, other = outbox.show(account, message, []), outbox.show(account, message, [])
+    shown, other = outbox.show(account, "abc123", message, []), outbox.show(account, "abc123", message, [])
     mail = mailboxes.account(account)
     mail.change_flags(shown.mailbox.number, shown.uid, FlagOp.ADD, [], DELETED)
     assert not outbox.withdrawn(account, shown)  # marked is not yet removed
@@ -98,7 +100,7 @@ def test_only_a_removed_message_is_withdrawn(mailboxes, account, message):
 
 def test_a_message_moved_elsewhere_or_deleted_by_another_program_is_withdrawn(mailboxes, account, message, tmp_path):
     outbox = Outbox(mailboxes)
-    moved, deleted = outbox.show(account, message, []), outbox.show(account, message, [])
+    moved, deleted = outbox.show(account, "abc123", message, []), outbox.show(account, "abc123", message, [])
     mail = mailboxes.account(account)
     mail.run(mail.store.move, moved.mailbox.number, [moved.uid], mail.find("Drafts").id.number)
     assert outbox.withdrawn(account, moved)
@@ -110,7 +112,7 @@ def test_a_message_moved_elsewhere_or_deleted_by_another_program_is_withdrawn(ma
 def test_what_is_lost_withdraws_nothing(mailboxes, account, message, tmp_path):
     """A folder that is deleted, made anew under the same name, or an index that is lost: the mail goes out."""
     outbox = Outbox(mailboxes)
-    shown = outbox.show(account, message, [])
+    shown = outbox.show(account, "abc123", message, [])
     mail = mailboxes.account(account)
     for suffix in ("", "-wal", "-shm"):
         (tmp_path / "ann" / f"index.sqlite3{suffix}").unlink(missing_ok=True)
@@ -126,13 +128,13 @@ def test_what_is_lost_withdraws_nothing(mailboxes, account, message, tmp_path):
 
 def test_a_full_mailbox_shows_nothing_and_stops_nothing(mailboxes, account, message, events):
     full = Account(account.id, account.address, account.home, quota_bytes=10)
-    assert Outbox(mailboxes).show(full, message, []) is None
+    assert Outbox(mailboxes).show(full, "abc123", message, []) is None
     assert ("waiting message not shown") in [event for event, _ in events]
 
 
 def test_two_processes_make_one_outbox(account, message):
     processes = [Mailboxes(Registry(), prepare=mime.prepare, host="mx.example.com") for _ in range(2)]
-    shown = [Outbox(one).show(account, message, []) for one in processes]
+    shown = [Outbox(one).show(account, "abc123", message, []) for one in processes]
     assert shown[0].mailbox == shown[1].mailbox and shown[0].uid != shown[1].uid
     for one in processes:
         one.close_all()
