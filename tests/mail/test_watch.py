@@ -1,0 +1,223 @@
+"""Other programs' changes in open mailboxes are heard of and looked at; our own are not, and a closed one is left."""
+
+import os
+
+import gevent
+import pytest
+
+from mailsrv.errors import TemporaryFailure
+from mailsrv.mail import watch as module
+from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.notify import Registry
+from mailsrv.mail.watch import Watch
+from mailsrv.store.files import Incoming, placed
+from mailsrv.values import Account, AccountId, Address
+from mailsrv.wire import mime
+
+
+@pytest.fixture
+def start():
+    """`start(watch)` gives a process's mailboxes, watched."""
+    made = []
+
+    def run(watch):
+        mailboxes = Mailboxes(
+            Registry(), prepare=mime.prepare, host="mx.example.com", on_open=watch.opened, on_close=watch.closed
+        )
+        watch.start(mailboxes)
+        made.append((mailboxes, watch))
+        return mailboxes
+
+    yield run
+    for mailboxes, watch in made:
+        watch.close()
+        mailboxes.close_all()
+
+
+@pytest.fixture
+def account(tmp_path):
+    return Account(AccountId(1), Address("ann", "example.com"), str(tmp_path / "ann"))
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """The looks that were asked for, by mailbox."""
+    asked = []
+    real = Mailboxes.reconcile
+    monkeypatch.setattr(Mailboxes, "reconcile", lambda self, state: (asked.append(state), real(self, state))[1])
+    return asked
+
+
+class DeafLibc:
+    """A system whose inotify is used up: for everybody, or from some number of watches on."""
+
+    def __init__(self, watch, watches=None):
+        self._real, self._left = watch._libc, watches
+
+    def inotify_init1(self, flags):
+        return -1 if self._left is None else self._real.inotify_init1(flags)
+
+    def inotify_add_watch(self, *arguments):
+        self._left -= 1
+        return -1 if self._left < 0 else self._real.inotify_add_watch(*arguments)
+
+    def inotify_rm_watch(self, *arguments):
+        return self._real.inotify_rm_watch(*arguments)
+
+
+def folder(account):
+    return f"{account.home}/Maildir"
+
+
+def drop(account, word, sub="new"):
+    """As another program delivers."""
+    path = f"{folder(account)}/{sub}/1700000000.{word}.elsewhere"
+    with open(f"{folder(account)}/tmp/{word}", "wb") as file:
+        file.write(b"Subject: %b\r\n\r\n" % word.encode())
+    os.rename(f"{folder(account)}/tmp/{word}", path)
+    return path
+
+
+def until(condition):
+    with gevent.Timeout(20):
+        while not condition():
+            gevent.sleep(0.005)
+
+
+def count(state):
+    state.refresh()
+    return len(state.uids)
+
+
+def deliver(mailboxes, account, word):
+    mail = mailboxes.account(account)
+    message = Incoming(mail.store.tmp_dir)
+    message.write(b"Subject: %b\r\n\r\n" % word.encode())
+    appended = mail.deliver(mail.inbox().id.number, message, prefix=b"")
+    mailboxes.announce(appended, 0.0)
+    return os.path.basename(appended.path)
+
+
+@pytest.mark.parametrize("sub", ["new", "cur"])
+def test_r08_a_dropped_file_is_found(start, account, sub):
+    state = start(Watch()).open(account, "INBOX")
+    drop(account, "one", sub)
+    until(lambda: count(state) == 1)
+    state.close()
+
+
+def test_r08_a_removed_and_a_renamed_file_are_found(start, account):
+    mailboxes = start(Watch())
+    state = mailboxes.open(account, "INBOX")
+    drop(account, "one", "cur")
+    until(lambda: count(state) == 1)
+    (name,) = os.listdir(f"{folder(account)}/cur")
+    flagged = f"{folder(account)}/cur/{name.partition(':')[0]}:2,F"
+    os.rename(f"{folder(account)}/cur/{name}", flagged)
+    until(lambda: state.refresh() or list(state.flags) != [0])
+    os.unlink(flagged)
+    until(lambda: count(state) == 0)
+    state.close()
+
+
+def test_our_own_delivery_causes_no_look(start, account, looks):
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    del looks[:]
+    names = set()
+    for number in range(5):
+        names.add(deliver(mailboxes, account, f"own{number}"))
+    until(lambda: names.isdisjoint(placed._names))  # all were heard of
+    assert watch.lag() == (0, 0.0) and looks == []
+    assert count(state) == 5
+    state.close()
+
+
+def test_many_changes_at_once_are_few_looks(start, account, looks):
+    state = start(Watch()).open(account, "INBOX")
+    del looks[:]
+    for number in range(200):
+        drop(account, f"m{number}")
+    until(lambda: count(state) == 200)
+    assert 1 <= len(looks) <= 10
+    state.close()
+
+
+def test_how_far_behind_it_is_can_be_asked(start, account, monkeypatch):
+    watch = Watch()
+    state = start(watch).open(account, "INBOX")
+    monkeypatch.setattr(module, "OWN_QUIET_SECONDS", 0.05)
+    assert watch.lag() == (0, 0.0)
+    drop(account, "one")
+    until(lambda: watch.lag()[0] == 1)
+    until(lambda: count(state) == 1)
+    until(lambda: watch.lag() == (0, 0.0))
+    state.close()
+
+
+def test_a_look_that_fails_is_told_and_the_next_change_is_looked_at(start, account, monkeypatch, events):
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+
+    def fail(self, looked_at):
+        raise TemporaryFailure("disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Mailboxes, "reconcile", fail)
+        drop(account, "one")
+        until(lambda: any(event == "could not look at a changed mailbox" for event, _ in events))
+    until(lambda: watch.lag() == (0, 0.0))
+    drop(account, "two")
+    until(lambda: count(state) == 2)
+    state.close()
+
+
+def test_a_closed_mailbox_is_not_watched_any_more(start, account, looks):
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    state.close()
+    other = Account(AccountId(2), Address("bo", "example.com"), account.home.replace("ann", "bo"))
+    still = mailboxes.open(other, "INBOX")
+    del looks[:]
+    drop(account, "one")
+    drop(other, "two")
+    until(lambda: count(still) == 1)
+    assert looks and all(one is still for one in looks)
+    assert set(watch._watches) == set(watch._states) == {still.id} and len(watch._by_watch) == 2
+    with open(f"/proc/self/fdinfo/{watch._fd}") as kernel:
+        assert kernel.read().count("inotify wd:") == 2
+    still.close()
+
+
+@pytest.mark.parametrize("watches", [None, 0, 1])
+def test_where_inotify_is_used_up_mailboxes_are_polled(start, account, monkeypatch, events, watches):
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+    watch = Watch()
+    watch._libc = DeafLibc(watch, watches)
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    assert any("inotify" in event for event, _ in events) is (watches is None)
+    drop(account, "one", "cur")
+    until(lambda: count(state) == 1)
+    state.close()
+    assert not watch._unwatched
+
+
+def test_after_lost_events_every_open_mailbox_is_looked_at(start, account, monkeypatch):
+    """The kernel says that its queue ran over, and not what was in it (inotify(7), IN_Q_OVERFLOW)."""
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    real, lost = os.read, module._EVENT.pack(-1, module._OVERFLOW, 0, 0)
+
+    def read(fd, size):
+        data = real(fd, size)
+        return lost if data and fd == watch._fd else data
+
+    monkeypatch.setattr(os, "read", read)
+    drop(account, "one")
+    until(lambda: count(state) == 1)
+    state.close()
