@@ -129,6 +129,13 @@ def _responses(view: View, messages: list[Message], encoders: Sequence[Encoder],
     return b"".join(out)
 
 
+def _plain_responses(view: View, messages: list[Message], encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
+    """The same for short texts in one piece and no flags besides: half the time of joining pieces."""
+    line = b"* %d FETCH (" + b" ".join([b"%b"] * len(encoders)) + b")\r\n"
+    columns = [[message.seq for message in messages], *[encode(messages) for encode in encoders]]
+    return b"".join([line % row for row in zip(*columns, strict=True)])
+
+
 # ------------------------------------------------------------------ flags alone
 
 
@@ -222,13 +229,14 @@ def _from_index(
 ) -> bool:
     mailbox = view.mailbox
     parts = tuple(dict.fromkeys(_PREPARED_ITEMS.get(item.name, "fields") for item in items if _is_prepared(item)))
+    alone = not any(item.name in _ROW_ITEMS for item in items)
     encoders = [_encoder(view, item, parts) for item in items]
     missing = False
     size, slice_size = (PREPARED_PER_READ, PREPARED_PER_WRITE) if parts else (FLAGS_PER_WRITE, FLAGS_PER_WRITE)
     for start in range(0, len(uids), size):
         chunk = uids[start : start + size]
         if parts:
-            found: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts)
+            found: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts, alone=alone)
         else:
             found = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(chunk)]
         missing |= len(found) < len(chunk)
@@ -242,7 +250,7 @@ def _from_index(
                 if seq and position >= 0:
                     messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
             missing |= len(messages) < len(rows)
-            session.stream.write(_responses(view, messages, encoders, seen))
+            session.stream.write((_responses if seen else _plain_responses)(view, messages, encoders, seen))
     return missing
 
 
@@ -358,10 +366,8 @@ def _section_encoder(item: v.FetchItem, parts: tuple[str, ...] | None) -> Encode
     section = v.Section((), _RFC822[item.name]) if item.section is None else item.section
     partial = item.partial
     if parts is not None:
-        wanted, at = frozenset(field.lower() for field in section.fields), parts.index("fields")
-        return lambda messages: [
-            label + _literal(mime.header_fields(message.prepared[at], wanted), partial) for message in messages
-        ]
+        pick, at = mime.field_picker(frozenset(field.lower() for field in section.fields)), parts.index("fields")
+        return lambda messages: [label + _literal(pick(message.prepared[at]), partial) for message in messages]
 
     def from_message(message: Message) -> bytes | tuple[bytes, ...]:
         if section.path:

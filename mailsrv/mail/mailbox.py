@@ -358,9 +358,11 @@ class Mailbox:
     def rows(self, uids: Sequence[int]) -> list[Row]:
         return self._account.run(self._account.store.rows, self.id.number, uids)
 
-    def prepared(self, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
-        """(uid, size, internal date, *parts of Prepared), ascending, of those that are there."""
-        return self._account.run(self._account.store.prepared, self.id.number, uids, parts)
+    def prepared(self, uids: Sequence[int], parts: Sequence[str], *, alone: bool = False) -> list[tuple[Any, ...]]:
+        """(uid, size, internal date, *parts of Prepared), ascending, of those that are there; `alone`: without size
+        and date, which may be 0.
+        """
+        return self._account.run(self._account.store.prepared, self.id.number, uids, parts, alone=alone)
 
     def search_text(self, uids: Sequence[int], column: str, needle: str) -> list[int]:
         return self._account.run_long(self._account.store.search_text, self.id.number, uids, column, needle)

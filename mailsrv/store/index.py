@@ -147,6 +147,10 @@ class Index(ABC):
         """(uid, size, internal date, *parts), ascending; `parts` names fields of Prepared, None where not prepared."""
 
     @abstractmethod
+    def prepared_alone(self, number: int, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The same of those that are prepared, with 0 for size and date."""
+
+    @abstractmethod
     def unprepared(self, number: int, uids: Sequence[int]) -> list[int]: ...
 
     @abstractmethod

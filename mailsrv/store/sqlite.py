@@ -277,6 +277,10 @@ class SqliteIndex(Index):
         table = "messages LEFT JOIN prepared USING (mailbox, uid)"
         return list(self._select(f"uid, size, internal_date, {columns}", number, uids, table))
 
+    def prepared_alone(self, number: int, uids: Sequence[int], parts: Sequence[str]) -> list[tuple[Any, ...]]:
+        columns = ", ".join(_PREPARED_COLUMNS[part] for part in parts)
+        return list(self._select(f"uid, 0, 0, {columns}", number, uids, "prepared"))
+
     def unprepared(self, number: int, uids: Sequence[int]) -> list[int]:
         rows = self._db.execute(
             "SELECT uid FROM messages WHERE mailbox=? AND uid BETWEEN ? AND ? AND NOT EXISTS (SELECT 1 FROM prepared "

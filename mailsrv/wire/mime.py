@@ -35,6 +35,7 @@ __all__ = [
     "body",
     "bodystructure",
     "envelope",
+    "field_picker",
     "fold",
     "header_end",
     "header_fields",
@@ -83,13 +84,23 @@ def _matcher(names: frozenset[bytes]) -> Callable[[bytes], list[bytes]]:
     return re.compile(rb"\n(?:" + listed + rb")[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+", re.IGNORECASE).findall
 
 
+def field_picker(names: frozenset[bytes]) -> Callable[[bytes], bytes]:
+    """`header_fields` for many headers of whole lines and the same few names (lower case)."""
+    find, join = _matcher(names), b"".join
+
+    def pick(header: bytes) -> bytes:
+        found = find(b"\n" + header)
+        return join(found)[1:] + b"\n\r\n" if found else b"\r\n"
+
+    return pick
+
+
 def header_fields(header: bytes, names: frozenset[bytes], invert: bool = False) -> bytes:
     """The fields with these names (lower case), or all others, in their order and folding, and a blank line."""
     if not header.endswith(b"\n"):
         header += b"\r\n"
     if not invert and 0 < len(names) <= _MATCHER_LIMIT:
-        found = _matcher(names)(b"\n" + header)
-        return b"".join(found)[1:] + b"\n\r\n" if found else b"\r\n"
+        return field_picker(names)(header)
     kept: list[bytes] = []
     for line in _FIELD.findall(header):
         if line in (b"\r\n", b"\n"):
