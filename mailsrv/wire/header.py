@@ -3,7 +3,7 @@
 Every function takes any bytes and gives a value: mail is what other people's programs wrote. Time is linear in the
 input: the regular expressions use possessive quantifiers only and never look at the same octets again.
 
-Imports: the standard library only.    RFC 5322 2.2, 3.4, 4 (fields, addresses, obsolete forms), RFC 2047, RFC 2231,
+Imports: wire.pieces.    RFC 5322 2.2, 3.4, 4 (fields, addresses, obsolete forms), RFC 2047, RFC 2231,
 RFC 2045 5.1 (parameters).
 """
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from binascii import Error as BinasciiError
-from binascii import a2b_base64, a2b_qp
+from binascii import a2b_qp
+from collections.abc import Iterable
 from datetime import date
 from encodings.aliases import aliases
 from functools import lru_cache
+
+from mailsrv.wire.pieces import PIECE, decode, decode_base64
 
 HEADER_LIMIT = 1 << 20  # octets of one header block that are looked at
 FIELD_LIMIT = 1 << 16  # octets of one field that are looked at
@@ -30,7 +32,11 @@ _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)\n?+|[^\
 def parse_fields(header: bytes) -> Fields:
     """The fields of a header block by name. What is beyond the limits, and lines without a name, are left out."""
     fields: Fields = {}
-    for name, value in _FIELD.findall(header[:HEADER_LIMIT]):
+    if len(header) <= PIECE:
+        found: Iterable[tuple[bytes, bytes]] = _FIELD.findall(header)
+    else:  # one by one, so that others have their turn
+        found = ((match[1] or b"", match[2] or b"") for match in _FIELD.finditer(header[:HEADER_LIMIT]))
+    for name, value in found:
         if name:
             name = name.lower()
             values = fields.get(name)
@@ -76,9 +82,9 @@ _PLAIN = {"", "us-ascii", "utf-8", "iso-8859-1", "iso-8859-15", "windows-1252"}
 def decode_guess(data: bytes) -> str:
     """Text of unknown charset: UTF-8 if it is that, else Latin-1, which takes every octet."""
     try:
-        return data.decode()
+        return decode(data, "utf-8")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return decode(data, "latin-1")
 
 
 def decode_charset(data: bytes, charset: str) -> str:
@@ -90,7 +96,7 @@ def decode_charset(data: bytes, charset: str) -> str:
     if codec is None or codec == "ascii":
         return decode_guess(data)
     try:
-        return data.decode(codec, "replace")
+        return decode(data, codec, "replace")
     except (UnicodeError, LookupError, ValueError):  # codecs that know no "replace" for some input
         return decode_guess(data)
 
@@ -99,19 +105,6 @@ def decode_charset(data: bytes, charset: str) -> str:
 
 # White space inside is not allowed (RFC 2047 2) and yet common with Q.
 _WORD = re.compile(rb"=\?([!->@-~]{1,64}+)\?([BbQq])\?([^?\r\n]*+)\?=")
-
-
-def decode_base64(data: bytes) -> bytes:
-    """What base64 text stands for; wrong characters are skipped, a wrong end is cut off."""
-    try:
-        return a2b_base64(data)
-    except BinasciiError:
-        data = data.translate(None, _NOT_BASE64)
-        rest = len(data) % 4
-        return a2b_base64(data[: len(data) - 1] if rest == 1 else data + b"=" * (-rest % 4))
-
-
-_NOT_BASE64 = bytes(sorted(set(range(256)) - set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")))
 
 
 def decode_words(value: bytes) -> str:

@@ -3,13 +3,12 @@
 Takes any bytes: broken mail gives a value too. `raw` is always the whole message as sent (CRLF line ends), and a
 section is a piece of it, octet for octet.
 
-Imports: values, wire.header, wire.structure.    RFC 3501 6.4.4 (SEARCH), 6.4.5 (sections), RFC 2045-2047.
+Imports: values, wire.header, wire.pieces, wire.structure.    RFC 3501 6.4.4 (SEARCH), 6.4.5 (sections), RFC 2045-2047.
 """
 
 from __future__ import annotations
 
 import re
-from binascii import a2b_qp
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -18,7 +17,6 @@ from mailsrv.wire.header import (
     HEADER_LIMIT,
     Fields,
     day_number,
-    decode_base64,
     decode_charset,
     decode_field,
     decode_words,
@@ -27,6 +25,7 @@ from mailsrv.wire.header import (
     parse_fields,
     parse_parameters,
 )
+from mailsrv.wire.pieces import PIECE, decode_base64, decode_quoted_printable, find_blank, fold
 from mailsrv.wire.structure import Part, body, bodystructure, envelope, envelope_of, parse, transfer_encoding
 
 __all__ = [
@@ -57,19 +56,17 @@ COMMON_FIELDS = frozenset(
 DECODED_LIMIT = 16 << 20  # octets of text of one message that a search looks at
 _MATCHER_LIMIT = 64  # names for which a matcher is compiled; more are looked up one by one
 
-_BLANK = re.compile(rb"\n\r?\n")
 # A field, or a line that is none, with the lines after it that begin with white space.
 _FIELD = re.compile(rb"[^\n]++(?:\n[ \t][^\n]*+)*+\n?+|\n")
 _NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")
 _IS_NAME = re.compile(rb"[!-9;-~]++").fullmatch
-_FOLD = re.compile(rb"\r?+\n(?=[ \t])")
 
 
 def header_end(raw: bytes) -> int:
     """Where the body begins: after the first empty line."""
     if raw.startswith((b"\r\n", b"\n")):
         return raw.index(b"\n") + 1
-    found = _BLANK.search(raw)
+    found = find_blank(raw)
     return found.end() if found else len(raw)
 
 
@@ -89,6 +86,8 @@ def field_picker(names: frozenset[bytes]) -> Callable[[bytes], bytes]:
     find, join = _matcher(names), b"".join
 
     def pick(header: bytes) -> bytes:
+        if len(header) > PIECE:
+            return _walk_fields(header, names, False)
         found = find(b"\n" + header)
         return join(found)[1:] + b"\n\r\n" if found else b"\r\n"
 
@@ -101,8 +100,14 @@ def header_fields(header: bytes, names: frozenset[bytes], invert: bool = False) 
         header += b"\r\n"
     if not invert and 0 < len(names) <= _MATCHER_LIMIT:
         return field_picker(names)(header)
+    return _walk_fields(header, names, invert)
+
+
+def _walk_fields(header: bytes, names: frozenset[bytes], invert: bool) -> bytes:
+    """One field after the other: slower, but others have their turn meanwhile."""
     kept: list[bytes] = []
-    for line in _FIELD.findall(header):
+    for field in _FIELD.finditer(header):
+        line = field[0]
         if line in (b"\r\n", b"\n"):
             break
         name = _NAME.match(line)
@@ -216,11 +221,6 @@ def _find(root: Part, path: tuple[int, ...]) -> Part | None:
 # --- search ---------------------------------------------------------------------------------------------------------
 
 
-def fold(text: str) -> str:
-    """Text for comparing without case. No Unicode normalisation: it takes quadratic time for runs of accents."""
-    return text.casefold()
-
-
 def search_header(header: bytes, name: str | bytes) -> list[str]:
     """The decoded values of all fields of that name, not folded, in their order."""
     key = (name.encode("utf-8", "replace") if isinstance(name, str) else name).lower()
@@ -240,7 +240,9 @@ def search_body(raw: bytes) -> str:
 
 def _header_text(raw: bytes, part: Part) -> str:
     header = _considered(raw[part.header_start : part.body_start]).replace(b"\0", b"")
-    return decode_words(_FOLD.sub(b"", header)).replace("\t", " ")
+    for end in (b"\r\n", b"\n"):  # unfolded
+        header = header.replace(end + b" ", b" ").replace(end + b"\t", b"\t")
+    return decode_words(header).replace("\t", " ")
 
 
 def _body_text(raw: bytes, root: Part) -> str:
@@ -265,7 +267,7 @@ def _part_text(data: bytes, part: Part) -> str:
     if encoding == b"base64":
         data = decode_base64(data)
     elif encoding == b"quoted-printable":
-        data = a2b_qp(data)
+        data = decode_quoted_printable(data)
     charset = next((value for name, value in part.parameters if name == b"charset"), b"")
     return decode_charset(data, charset.decode("latin-1"))
 

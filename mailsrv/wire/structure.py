@@ -5,7 +5,8 @@ boundaries that are open there, however deep they nest. What lies beyond a limit
 and a multipart or message nested too deep is one opaque part. A multipart whose boundary is missing is plain text,
 so that every multipart told to a client has a part.
 
-Imports: wire.header, wire.header_addresses.    RFC 2045-2046 (MIME), RFC 3501 7.4.2, 9 (body, envelope, nstring).
+Imports: wire.header, wire.header_addresses, wire.pieces.    RFC 2045-2046 (MIME), RFC 3501 7.4.2, 9 (body, envelope,
+nstring).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from mailsrv.wire.header import (
     unfold,
 )
 from mailsrv.wire.header_addresses import parse_addresses
+from mailsrv.wire.pieces import count_lines, find_blank
 
 NESTING_LIMIT = 100
 PART_LIMIT = 10_000
 QUOTED_LIMIT = 1000  # longer strings go out as literals
 
-_BLANK = re.compile(rb"\n\r?\n")
 _DASHES = re.compile(rb"\n--([^\n]*+)")
 _TYPE = re.compile(rb"([!#$&+.^_`{|}~0-9A-Za-z-]++)[ \t]*+/[ \t]*+([!#$&+.^_`{|}~0-9A-Za-z-]++)")
 
@@ -157,7 +158,7 @@ class _Scanner:
             self._blank_end = 2 if raw.startswith(b"\r") else 1
             return 0
         if self._blank < start - 1:
-            found = _BLANK.search(raw, max(start - 1, 0))
+            found = find_blank(raw, max(start - 1, 0))
             self._blank, self._blank_end = (found.start(), found.end()) if found else (len(raw), len(raw))
         return min(self._blank + 1, len(raw))
 
@@ -292,11 +293,11 @@ class _LineCounter:
         self._marks = sorted({offset for part in messages for offset in (part.body_start, part.end)})
         self._before = [0]
         for start, end in zip(self._marks, self._marks[1:], strict=False):
-            self._before.append(self._before[-1] + raw.count(b"\n", start, end))
+            self._before.append(self._before[-1] + count_lines(raw, start, end))
 
     def count(self, part: Part) -> int:
         if not part.is_message:
-            return self._raw.count(b"\n", part.body_start, part.end)
+            return count_lines(self._raw, part.body_start, part.end)
         start, end = bisect_left(self._marks, part.body_start), bisect_left(self._marks, part.end)
         return self._before[end] - self._before[start]
 

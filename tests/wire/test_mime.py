@@ -339,3 +339,14 @@ def test_s29_ten_times_the_message_takes_about_ten_times_as_long(name: str) -> N
     small, large = seconds(GROWING[name](20_000)), seconds(GROWING[name](200_000))
     assert large < max(40 * small, 0.05)
     assert large < 2
+
+
+def test_a_long_header_gives_the_same_fields_as_a_short_one(monkeypatch):
+    raw = b"To: a\r\nX-a: b\r\nSubject: c\r\n d\r\njunk\r\nTO : e\r\nX-b: f\r\n\r\nTo: body\r\n"
+    header = raw[: mime.header_end(raw)]
+    names = frozenset({b"to", b"subject"})
+    asked = [lambda: mime.header_fields(header, names), lambda: mime.header_fields(header, names, True)]
+    short = [ask() for ask in asked]
+    assert short[0] == b"To: a\r\nSubject: c\r\n d\r\nTO : e\r\n\r\n"
+    monkeypatch.setattr(mime, "PIECE", 8)
+    assert [ask() for ask in asked] == short
