@@ -394,13 +394,17 @@ class Queue:
     def _record(self, id: str, destination: str, outcomes: Sequence[Outcome]) -> float | None:
         """Write down what came of an attempt, however long the disk takes to let us; when to look again."""
         said = {outcome.recipient: outcome for outcome in outcomes}
+        others = self._busy.get(id, 1) > 1  # attempts under way, whose result is to be written too
 
         def merge(entry: Entry) -> bool:
             now = self.spool.now()
-            for one in entry.waiting:
-                if one.address in said:
-                    self._apply(entry, one, destination, said[one.address], now)
-            return not entry.over
+            for one in entry.recipients:
+                outcome = said.get(one.address)
+                # What left before the cancellation reached it was sent, whatever was wished.
+                too_late = one.state == CANCELLED and outcome is not None and outcome.disposition is Disposition.SENT
+                if outcome is not None and (one.state == WAITING or too_late):
+                    self._apply(entry, one, destination, outcome, now)
+            return not entry.over or others
 
         pause = 0.1
         while True:
@@ -408,6 +412,9 @@ class Queue:
                 entry = offload(self.spool.change, id, merge)
                 break
             except EntryGone:
+                for outcome in outcomes:
+                    if outcome.disposition is Disposition.SENT:
+                        log.warning("sent before it was removed", id=id, recipient=str(outcome.recipient))
                 return None
             except EntryDamaged as damage:
                 self._put_aside(id, str(damage))
@@ -417,6 +424,8 @@ class Queue:
                 gevent.sleep(pause)
                 pause = min(pause * 2, AGAIN_SECONDS)
         self._log(entry, outcomes)
+        if entry.over and others:
+            return 0.0  # whoever is last ends it
         self._tell(entry)
         if entry.over:
             self.counters.ended += 1
@@ -482,19 +491,25 @@ class Queue:
                 log.exception("queue hook failed", id=entry.id)
 
     def cancel(self, id: str) -> float | None:
-        """Whoever may do so has taken the message back."""
+        """Whoever may do so has taken the message back. While attempts are under way the entry stays: what they send
+        all the same is to be written down.
+        """
+        busy = id in self._busy
 
         def cancel(entry: Entry) -> bool:
             for one in entry.waiting:
                 one.state = CANCELLED
                 self.counters.cancelled += 1
-            return not entry.over
+            return not entry.over or busy
 
         try:
             entry = offload(self.spool.change, id, cancel)
         except (EntryGone, EntryDamaged):
             return 0.0
         log.info("cancelled", id=id)
+        if entry.over and busy:
+            self.wake(id)
+            return 0.0
         self._tell(entry)
         return None if entry.over else 0.0
 

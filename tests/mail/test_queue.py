@@ -12,7 +12,7 @@ from mailsrv.errors import RecipientUnknown, TemporaryFailure
 from mailsrv.mail.queue import LOCAL, Queue, Schedule, Ways
 from mailsrv.mail.wakeup import Waker, tell
 from mailsrv.store import files
-from mailsrv.store.entry import FAILED, SENT, WAITING, Entry, Origin, Recipient, Stamp
+from mailsrv.store.entry import CANCELLED, FAILED, SENT, WAITING, Entry, Origin, Recipient, Stamp
 from mailsrv.store.files import Incoming
 from mailsrv.store.spool import QueueLocked, Spool, new_id
 from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
@@ -482,6 +482,36 @@ def test_an_entry_removed_during_an_attempt_stays_removed(world):
     world.gates["example.org"].set()
     world.idle(queue)
     assert world.spool.ids() == [] and world.reports == [] and queue.depth == 0
+
+
+@pytest.mark.parametrize("by_runner", [True, False])
+def test_what_was_sent_before_its_cancellation_is_sent(world, by_runner):
+    """Two attempts are under way when all is taken back: one succeeds, one fails."""
+    world.gates = {"example.org": Event(), "example.net": Event()}
+    world.replies = {"example.net": [(550, "5.1.1", "No")]}
+    id = world.put("bo@example.org", "cy@example.net", notify=["SUCCESS", "FAILURE"])
+    queue = world.queue()
+    told = []
+    queue.hooks.changed.append(lambda entry: told.append((entry.over, [one.state for one in entry.recipients])))
+    until(lambda: len([n for n in world.active.values() if n]) == 2, "under way")
+
+    def cancel(entry):
+        for one in entry.waiting:
+            one.state = CANCELLED
+        return True
+
+    if by_runner:
+        queue.cancel(id)
+    else:
+        world.spool.change(id, cancel)
+        queue.wake(id)
+    world.gates["example.net"].set()
+    until(lambda: not world.active["example.net"], "refused")
+    world.gates["example.org"].set()
+    until(lambda: not world.spool.ids(), "ended")
+    world.idle(queue)
+    assert told[-1] == (True, [SENT, CANCELLED]) and queue.counters.sent == 1
+    assert [(kind, who) for kind, who, _ in world.reports] == [("delivered", ["bo@example.org"])]
 
 
 def test_whoever_may_takes_it_back(world):
