@@ -99,8 +99,11 @@ class Bounces:
         """The trace line of a report."""
         return f"Received: by {self._hostname} (mailsrv) id {id};\r\n\t{email.utils.formatdate(localtime=True)}\r\n"
 
-    def write(self, report: Report, postmaster: Address | None) -> Letter | None:
-        """None where nobody is to be told; the postmaster is, of what has no sender. For a thread."""
+    def write(self, report: Report, postmaster: Address | None, *, stays: bool = False) -> Letter | None:
+        """None where nobody is to be told; the postmaster is, of what has no sender. For a thread.
+
+        `stays`: the letter goes no further than a mailbox here. Any other is 7-bit, so that every host takes it.
+        """
         entry = report.entry
         sender, final = entry.envelope.sender, False
         if sender is None:
@@ -111,9 +114,16 @@ class Bounces:
         if sender is None:
             log.error("no postmaster to tell", id=entry.id)
             return None
-        utf8 = not all(str(one).isascii() for one in (sender, *(r.address for r in report.recipients)))
         author = postmaster or Address("postmaster", self._hostname)
-        return Letter(sender, self._message(report, author, sender, utf8=utf8, final=final), utf8, final)
+        if not str(author).isascii():
+            author = Address("postmaster", self._hostname)
+        # Who has an address with other letters is on a host that takes 8-bit text with it (RFC 6531 3.1, item 8).
+        seven_bit = str(sender).isascii() and not stays
+        utf8 = not seven_bit and not all(
+            str(one).isascii() for one in (sender, *(r.address for r in report.recipients))
+        )
+        message = self._message(report, author, sender, utf8=utf8, seven_bit=seven_bit, final=final)
+        return Letter(sender, message, utf8, final)
 
     def undeliverable(self, letter: Letter, postmaster: Address | None) -> Letter | None:
         """The sender cannot be told, for good: the postmaster is given the report instead."""
@@ -121,7 +131,9 @@ class Bounces:
             return None
         return Letter(postmaster, letter.message, letter.smtputf8, True)
 
-    def _message(self, report: Report, author: Address, to: Address, *, utf8: bool, final: bool) -> bytes:
+    def _message(
+        self, report: Report, author: Address, to: Address, *, utf8: bool, seven_bit: bool, final: bool
+    ) -> bytes:
         entry = report.entry
         full = (
             report.kind == "failed" and entry.envelope.ret != "HDRS" and entry.size <= self._return_octets
@@ -143,7 +155,7 @@ class Bounces:
         if re.fullmatch(r"<[!-;=?-~]{1,250}>", answers):
             head += [f"In-Reply-To: {answers}", f"References: {answers}"]
         parts = [self._words(report, header, final=final), self._status(report, utf8=utf8)]
-        parts.append(_original(content, full=full, utf8=utf8))
+        parts.append(_original(content, full=full, utf8=utf8, seven_bit=seven_bit))
         lines = [*head, "", "This is a report in MIME format.", ""]
         message = "\r\n".join(lines).encode()
         for part in parts:
@@ -179,10 +191,8 @@ class Bounces:
         text = "\r\n".join(lines)
         if text.isascii():
             return b"Content-Type: text/plain; charset=us-ascii\r\n\r\n" + text.encode()
-        quoted = quopri.encodestring(text.replace("\r\n", "\n").encode()).replace(b"\n", b"\r\n")
-        return (
-            b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n" + quoted
-        )
+        kind = b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
+        return kind + _quoted_printable(text.encode())
 
     # -------------------------------------------------------------- for machines
 
@@ -205,9 +215,9 @@ def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str
     fields = []
     original = one.options.orcpt or (f"rfc822;{one.via}" if one.via is not None else "")
     if original:
-        fields.append(f"Original-Recipient: {_clean(original)}")
+        fields.append(f"Original-Recipient: {_spelt(_clean(original), utf8=utf8)}")
     kind = "rfc822" if str(one.address).isascii() else "utf-8"
-    fields.append(f"Final-Recipient: {kind}; {_clean(quoted(one.address))}")
+    fields.append(f"Final-Recipient: {_spelt(f'{kind}; {_clean(quoted(one.address))}', utf8=utf8)}")
     action = one.report if report.kind == "delivered" and one.report else report.kind
     fields += [f"Action: {action}", f"Status: {_status_of(one, report.kind)}"]
     last = one.last
@@ -225,6 +235,15 @@ def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str
     if report.kind == "delayed":
         fields.append(f"Will-Retry-Until: {email.utils.formatdate(report.until, localtime=True)}")
     return [field if utf8 else field.encode("ascii", "replace").decode() for field in fields]
+
+
+def _spelt(typed: str, *, utf8: bool) -> str:
+    """An address with its type; in ASCII one of type utf-8 is written as utf-8-addr-xtext. RFC 6533 3."""
+    kind, semicolon, address = typed.partition(";")
+    if utf8 or kind.lower() != "utf-8" or typed.isascii():
+        return typed
+    spelt = "".join(c if c.isascii() and c not in "\\+=" else f"\\x{{{ord(c):02X}}}" for c in address)
+    return f"{kind}{semicolon}{spelt}"
 
 
 def _status_of(one: Recipient, kind: Kind) -> str:
@@ -279,12 +298,13 @@ def _header_of(content: bytes) -> bytes:
     return content[: end.start()] if end else content[:HEADER_OCTETS]
 
 
-def _original(content: bytes, *, full: bool, utf8: bool) -> bytes:
-    """The last part. A report whose lines are too long for another server would never arrive: of a message with such
-    lines only the header is returned, and of its header what fits.
+def _original(content: bytes, *, full: bool, utf8: bool, seven_bit: bool) -> bytes:
+    """The last part. A report that another server refuses for its lines or its octets would never arrive: of a message
+    with such lines, or with 8-bit octets where they may not be, only the header is returned (message/rfc822 may not be
+    encoded, RFC 2046 5.2.1), and of its header what fits.
     """
     text = _LINE_END.sub(b"\r\n", content if full else _header_of(content))
-    if full and max(map(len, text.split(b"\r\n"))) > LONGEST_LINE:
+    if full and (max(map(len, text.split(b"\r\n"))) > LONGEST_LINE or (seven_bit and not text.isascii())):
         full, text = False, _LINE_END.sub(b"\r\n", _header_of(content))
     if full:
         kind = b"message/global" if utf8 else b"message/rfc822"
@@ -296,7 +316,13 @@ def _original(content: bytes, *, full: bool, utf8: bool) -> bytes:
     if not text.endswith(b"\r\n"):
         text += b"\r\n"
     encoding = b"" if text.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+    if seven_bit and encoding:  # RFC 6522 4 has it for broken headers
+        encoding, text = b"Content-Transfer-Encoding: quoted-printable\r\n", _quoted_printable(text)
     return b"Content-Type: %b\r\n%b\r\n%b" % (kind, encoding, text)
+
+
+def _quoted_printable(text: bytes) -> bytes:
+    return quopri.encodestring(text.replace(b"\r\n", b"\n")).replace(b"\n", b"\r\n")
 
 
 def _field(header: bytes, name: bytes) -> str:

@@ -416,7 +416,8 @@ class Intake:
         if self.outgoing is None:
             return
         postmaster = self.outgoing.postmaster()
-        letter = offload(self._out.bounces.write, report, postmaster)
+        stays = self._stays(report.entry.envelope.sender or postmaster)
+        letter = offload(partial(self._out.bounces.write, report, postmaster, stays=stays))
         while letter is not None:
             id = new_id()
             try:
@@ -431,6 +432,13 @@ class Intake:
                 recipients=len(report.recipients),
             )  # fmt: skip
             return
+
+    def _stays(self, address: Address | None) -> bool:
+        """Whether a report to that address goes into mailboxes here and nowhere else."""
+        try:
+            return address is not None and not self.accounts.expand(address, null_sender=True).remote
+        except MailError:
+            return False
 
     def _post(self, letter: Letter, id: str) -> None:
         route = self.route(letter.recipient, RecipientOptions(), anywhere=True, null_sender=True)

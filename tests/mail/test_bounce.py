@@ -26,11 +26,13 @@ def recipient(address="bo@example.org", tried=None, **more):
     return Recipient(Address(local, domain), history=[tried or attempt()], **more)
 
 
-def write(*recipients, kind="failed", sender=ANN, original=ORIGINAL, octets=50_000, origin=None, **envelope):
+def write(
+    *recipients, kind="failed", sender=ANN, original=ORIGINAL, octets=50_000, origin=None, stays=False, **envelope
+):
     entry = Entry(new_id(), Envelope(sender, **envelope), list(recipients), origin or Origin(), size=len(original))
     entry.arrived_at = 1.8e9
     report = Report(kind, entry, tuple(recipients), lambda n: original[:n], 1.8e9 + 432000)
-    return Bounces("mx.example.com", octets).write(report, POSTMASTER)
+    return Bounces("mx.example.com", octets).write(report, POSTMASTER, stays=stays)
 
 
 def parsed(data):
@@ -126,7 +128,8 @@ def test_quoted_local_parts_are_quoted():
 
 def test_addresses_with_other_letters():
     """RFC 6533: the global forms of the parts, and SMTPUTF8 for the report."""
-    letter = write(recipient("jürgen@example.org"), smtputf8=True, original="Subject: Grüße\r\n\r\nÄ\r\n".encode())
+    text = "Subject: Grüße\r\n\r\nÄ\r\n".encode()
+    letter = write(recipient("jürgen@example.org"), smtputf8=True, original=text, stays=True)
     assert letter.smtputf8
     words, status, original = parts(letter)
     assert "jürgen@example.org" in words.get_content()
@@ -158,6 +161,37 @@ def test_a_report_has_no_line_that_another_server_refuses(large):
     last = parts(write(recipient(), original=original))[2]
     assert last.get_content_type() == "text/rfc822-headers"
     assert last.get_payload(decode=True) == b"Subject: x\r\nX-Long: " + b"y" * 990 + b"\r\n"
+
+
+EIGHT_BIT = [
+    b"Subject: x\r\n\r\nGr\xc3\xbc\xc3\x9fe\r\n",
+    b"Subject: Gr\xfc\xdfe = a\r\nX-B: \xc3\xbc" + b"y" * 2000 + b"\r\n\r\nText.\r\n",
+]
+
+
+@pytest.mark.parametrize("original", EIGHT_BIT)
+def test_a_report_that_leaves_is_7_bit(original):
+    one = recipient("jürgen@example.org", attempt(text="Kein Nutzer für Sie"))
+    one.options = RecipientOptions(orcpt="utf-8;jürgen+x@example.org")
+    letter = write(one, original=original)
+    assert letter.message.isascii() and not letter.smtputf8
+    last = parts(letter)[2]
+    assert last.get_content_type() == "text/rfc822-headers"
+    header = original.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert last.get_payload(decode=True) == b"".join(line[:998] + b"\r\n" for line in header)
+    [told] = fields(letter)
+    assert told["Final-Recipient"] == r"utf-8; j\x{FC}rgen@example.org"
+    assert told["Original-Recipient"] == r"utf-8;j\x{FC}rgen\x{2B}x@example.org"
+
+
+def test_a_report_that_stays_returns_8_bit_text_whole():
+    letter = write(recipient(), original=EIGHT_BIT[0], stays=True)
+    assert parts(letter)[2].get_content_type() == "message/rfc822" and EIGHT_BIT[0] in letter.message
+
+
+def test_where_the_sender_has_other_letters_the_report_has_them_too():
+    letter = write(recipient(), sender=Address("jürgen", "example.org"), original=EIGHT_BIT[0])
+    assert letter.smtputf8 and parts(letter)[2].get_content_type() == "message/global"
 
 
 def test_s13_reports_on_reports():

@@ -48,3 +48,23 @@ def test_b20_a_route_for_everybody_does_not_take_local_mail_away(world, serve):
     assert sink.arrived.wait(20)
     assert sink.recipients == ["x@elsewhere.example"]
     assert len(list((serving.maildir("bo") / "new").iterdir())) == 1
+
+
+@pytest.mark.parametrize("body", ["Gr\xfc\xdfe", "z" * 3000], ids=["8-bit", "long line"])
+def test_a_report_reaches_a_7_bit_host(world, serve, dial, body):
+    """A forward fails; the sender's host has neither 8BITMIME nor SMTPUTF8."""
+    refuses = world.domain("example.org")
+    refuses.on["RCPT shop@example.org"] = "550 5.1.1 gone"
+    plain = world.domain("third.org", extensions=("PIPELINING",))
+    settings = {"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.port": world.port}
+    serving = serve(**settings)
+    serving.accounts.add_alias("sales@example.com", ["shop@example.org"])
+    client = dial(serving)
+    for command in ("MAIL FROM:<x@third.org> BODY=8BITMIME", "RCPT TO:<sales@example.com>"):
+        assert client.say(command).startswith(b"250 ")
+    assert client.say("DATA", f"Subject: out\r\n\r\n{body}\r\n.").startswith(b"250 ")
+    assert plain.arrived.wait(20)
+    [message] = plain.messages
+    assert message.recipients == ["x@third.org"] and message.mail.startswith("MAIL FROM:<>")
+    assert message.text.isascii() and max(map(len, message.text.split(b"\r\n"))) <= 998
+    assert b"text/rfc822-headers" in message.text
