@@ -213,9 +213,8 @@ class Bounces:
 def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str]:
     """RFC 3464 2.3."""
     fields = []
-    original = one.options.orcpt or (f"rfc822;{one.via}" if one.via is not None else "")
-    if original:
-        fields.append(f"Original-Recipient: {_spelt(_clean(original), utf8=utf8)}")
+    if one.options.orcpt:  # and only then: RFC 3464 2.3.1, RFC 3461 6.3 (d)
+        fields.append(f"Original-Recipient: {_spelt(_clean(one.options.orcpt), utf8=utf8)}")
     kind = "rfc822" if str(one.address).isascii() else "utf-8"
     fields.append(f"Final-Recipient: {_spelt(f'{kind}; {_clean(quoted(one.address))}', utf8=utf8)}")
     action = one.report if report.kind == "delivered" and one.report else report.kind

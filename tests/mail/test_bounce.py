@@ -163,6 +163,14 @@ def test_a_report_has_no_line_that_another_server_refuses(large):
     assert last.get_payload(decode=True) == b"Subject: x\r\nX-Long: " + b"y" * 990 + b"\r\n"
 
 
+@pytest.mark.parametrize("orcpt", ["", "rfc822;Sales@example.com"])
+def test_the_original_recipient_is_what_the_sender_called_so(orcpt):
+    one = recipient(via=Address("sales", "example.com"))
+    one.options = RecipientOptions(orcpt=orcpt)
+    [told] = fields(write(one, origin=Origin(account=1)))
+    assert told.get_all("Original-Recipient", []) == ([orcpt] if orcpt else [])
+
+
 EIGHT_BIT = [
     b"Subject: x\r\n\r\nGr\xc3\xbc\xc3\x9fe\r\n",
     b"Subject: Gr\xfc\xdfe = a\r\nX-B: \xc3\xbc" + b"y" * 2000 + b"\r\n\r\nText.\r\n",
