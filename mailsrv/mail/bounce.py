@@ -135,9 +135,8 @@ class Bounces:
         self, report: Report, author: Address, to: Address, *, utf8: bool, seven_bit: bool, final: bool
     ) -> bytes:
         entry = report.entry
-        full = (
-            report.kind == "failed" and entry.envelope.ret != "HDRS" and entry.size <= self._return_octets
-        )  # RFC 3461 4.3
+        asked = report.kind == "failed" and entry.envelope.ret != "HDRS"  # RFC 3461 4.3
+        full = asked and entry.size <= self._return_octets and (final or not _is_passed_on(entry))
         content = report.content(entry.size if full else HEADER_OCTETS + 4)
         header = _header_of(content)
         boundary = f"report-{os.urandom(12).hex()}"
@@ -208,6 +207,13 @@ class Bounces:
         encoding = b"Content-Transfer-Encoding: 8bit\r\n" if utf8 else b""
         text = "\r\n".join(fields) + "\r\n"
         return b"Content-Type: %b\r\n%b\r\n%b" % (kind, encoding, text.encode("utf-8" if utf8 else "ascii", "replace"))
+
+
+def _is_passed_on(entry: Entry) -> bool:
+    """Whether somebody outside wrote to an address of ours that leads out. Who that was is not sure: a stranger whose
+    name was used is not sent what another one wrote.
+    """
+    return not entry.origin.account and any(one.via is not None for one in entry.recipients)
 
 
 def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str]:

@@ -171,6 +171,18 @@ def test_the_original_recipient_is_what_the_sender_called_so(orcpt):
     assert told.get_all("Original-Recipient", []) == ([orcpt] if orcpt else [])
 
 
+SALES = Address("sales", "example.com")
+
+
+@pytest.mark.parametrize("account", [0, 7])
+def test_strangers_get_nothing_but_the_header_of_what_was_passed_on(account):
+    letter = write(recipient(via=SALES), sender=Address("x", "third.org"), origin=Origin(account))
+    assert parts(letter)[2].get_content_type() == ("message/rfc822" if account else "text/rfc822-headers")
+    assert (b"Text." in letter.message) == bool(account) and b"Subject: Hello" in letter.message
+    assert b"Text." in write(recipient(), sender=Address("x", "third.org")).message
+    assert b"Text." in write(recipient(via=SALES), sender=None).message, "the postmaster is ours"
+
+
 EIGHT_BIT = [
     b"Subject: x\r\n\r\nGr\xc3\xbc\xc3\x9fe\r\n",
     b"Subject: Gr\xfc\xdfe = a\r\nX-B: \xc3\xbc" + b"y" * 2000 + b"\r\n\r\nText.\r\n",
