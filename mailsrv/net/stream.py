@@ -135,12 +135,12 @@ class Stream:
         return bool(self._buffer) or (self.tls and self._socket.pending() > 0)
 
     def spoken_to(self) -> bool:
-        """Whether the peer has sent anything yet that was not read; False inside TLS, where one cannot look."""
-        if self.tls:
-            return False
+        """Whether the peer has sent anything that is not used yet; inside TLS one sees only what was received."""
+        if self.pending or self.tls:
+            return self.pending
         try:
             self._socket.settimeout(0)
-            return bool(self._buffer or self._socket.recv(1, socket.MSG_PEEK))
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 

@@ -264,7 +264,7 @@ class Session:
         if not row.states & self.state:
             self._error(Reply(503, "5.5.1", "Bad sequence of commands"))
             return
-        if row.ends_group and self.stream.pending and command.verb not in ("QUIT", "DATA"):
+        if row.ends_group and command.verb not in ("QUIT", "DATA") and self.stream.spoken_to():
             # What was sent without waiting for the answer may be meant for a state that never comes (S3, S7).
             log.info("early talker", session=self.id, peer=self.stream.peer, after=command.verb)
             raise Closing(Reply(554, "5.5.0", f"Wait for the reply to {command.verb}"))
@@ -549,7 +549,7 @@ class Session:
         transaction = self._open_transaction()
         if argument:
             raise WireError("DATA has no argument")
-        if self.stream.pending and not self.services.submission:
+        if not self.services.submission and self.stream.spoken_to():
             # RFC 2920 3.1: DATA ends a group; a message sent before 354 is a smuggler's or a broken client's (S7).
             log.info("early talker", session=self.id, peer=self.stream.peer, after="DATA")
             raise Closing(Reply(554, "5.5.0", "Wait for the reply to DATA"))

@@ -3,6 +3,7 @@ and nothing that follows another end is ever a command. And those who talk befor
 """
 
 import base64
+import socket
 
 import gevent
 import pytest
@@ -134,6 +135,24 @@ def test_s03_s07_who_talks_past_the_end_of_a_group_is_sent_away(serving, dial, t
     assert client.buffer.count(b"\r\n") == 1
     assert traces(serving) == []
     assert [fields["after"] for event, fields in events if event == "early talker"] == [group.split()[0].decode()]
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "more"),
+    [
+        ((), b"EHLO c\r\n", b"MAIL FROM:<x@elsewhere.org>\r\n"),
+        ((), b"HELO c\r\n", b"MAIL FROM:<x@elsewhere.org>\r\n"),
+        (("EHLO c", "MAIL FROM:<x@elsewhere.org>", "RCPT TO:<ann@example.com>"), b"DATA\r\n", b"Subject: early\r\n"),
+    ],
+)
+def test_s07_talk_that_arrives_by_itself_before_the_reply_is_found(serving, pair, traces, before, command, more):
+    client, _ = pair(serving, kind=socket.SOCK_SEQPACKET)  # the server reads one write at a time
+    client.reply()
+    client.say(*before)
+    client.send(command)
+    client.send(more)
+    assert client.rest().startswith(b"554 5.5.0 Wait for the reply to " + command[:4])
+    assert traces(serving) == []
 
 
 def test_s07_who_talks_before_the_greeting_is_sent_away(serving, pair, traces):
