@@ -17,7 +17,7 @@ import quopri
 import re
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mailsrv import log
@@ -86,6 +86,7 @@ class Letter:
     final: bool
 
 
+UNTOLD = "It was passed on to another address; what was said there is not shown"
 REPORT, LAST_REPORT = "report", "report to postmaster"  # Origin.service of entries that are reports
 
 
@@ -114,10 +115,12 @@ class Bounces:
         if sender is None:
             log.error("no postmaster to tell", id=entry.id)
             return None
+        if not final and _is_passed_on(entry):
+            report = replace(report, recipients=_as_written_to(report.recipients))
         author = postmaster or Address("postmaster", self._hostname)
         if not str(author).isascii():
             author = Address("postmaster", self._hostname)
-        # Who has an address with other letters is on a host that takes 8-bit text with it (RFC 6531 3.1, item 8).
+        # Who has an address with other letters is on a host that takes 8-bit text with it (RFC 6531 3.1).
         seven_bit = str(sender).isascii() and not stays
         utf8 = not seven_bit and not all(
             str(one).isascii() for one in (sender, *(r.address for r in report.recipients))
@@ -214,6 +217,19 @@ def _is_passed_on(entry: Entry) -> bool:
     name was used is not sent what another one wrote.
     """
     return not entry.origin.account and any(one.via is not None for one in entry.recipients)
+
+
+def _as_written_to(recipients: tuple[Recipient, ...]) -> tuple[Recipient, ...]:
+    """The recipients by the addresses that the sender knows. Host and words of the other server are left out: they tell
+    where an alias leads. docs/decisions/0036-where-an-alias-leads.md
+    """
+    shown: dict[tuple[Address, str], Recipient] = {}
+    for one in recipients:
+        if one.via is not None:
+            history = [replace(last, code=0, text=UNTOLD, host="") for last in one.history[-1:]]
+            one = replace(one, address=one.via, via=None, history=history)
+        shown.setdefault((one.address, one.report), one)
+    return tuple(shown.values())
 
 
 def _recipient_fields(one: Recipient, report: Report, *, utf8: bool) -> list[str]:

@@ -183,6 +183,16 @@ def test_strangers_get_nothing_but_the_header_of_what_was_passed_on(account):
     assert b"Text." in write(recipient(via=SALES), sender=None).message, "the postmaster is ours"
 
 
+def test_an_alias_is_named_once_however_many_it_leads_to():
+    private = [recipient(f"{name}@private.example", attempt(text=f"No {name}"), via=SALES) for name in ("ü", "v")]
+    letter = write(*private, recipient(), sender=Address("x", "third.org"), stays=True)
+    assert [one["Final-Recipient"] for one in fields(letter)] == ["rfc822; sales@example.com", "rfc822; bo@example.org"]
+    assert b"private" not in letter.message and b"No v" not in letter.message and not letter.smtputf8
+    assert fields(letter)[0]["Diagnostic-Code"].startswith("x-mailsrv; ") and "Remote-MTA" not in fields(letter)[0]
+    for known in (write(*private, origin=Origin(7)), write(*private, sender=None)):
+        assert b"v@private.example (through sales@example.com)" in known.message
+
+
 EIGHT_BIT = [
     b"Subject: x\r\n\r\nGr\xc3\xbc\xc3\x9fe\r\n",
     b"Subject: Gr\xfc\xdfe = a\r\nX-B: \xc3\xbc" + b"y" * 2000 + b"\r\n\r\nText.\r\n",

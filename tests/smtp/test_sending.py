@@ -244,15 +244,19 @@ def test_s15_port_25_forwards_where_an_address_of_ours_leads_out(world, serving,
 
 
 def test_a_report_on_a_forward_finds_its_sender(world, serving, dial, inbox):
-    """The forward fails: the report goes to the original sender, through the address that was made for it."""
+    """The forward fails: the report goes to the original sender, through the address that was made for it, and does
+    not tell where the alias leads.
+    """
     serving.accounts.add_alias("sales@example.com", ["shop@elsewhere.org"])
-    world.replies = {"shop@elsewhere.org": (550, "5.1.1", "Gone")}
+    world.replies = {"shop@elsewhere.org": (550, "5.1.1", "<shop@elsewhere.org>: gone")}
     send(dial(serving), "sales@example.com", sender="x@third.org")
     until(lambda: len(world.taken) == 2, "forwarded and reported")
     job, text = world.taken[1]
     assert [str(one) for one, _ in job.recipients] == ["x@third.org"] and job.envelope.sender is None
     report = parsed(text)
-    assert "through sales@example.com" in report.get_body().get_content()
+    assert "sales@example.com" in report.get_body().get_content()
+    assert b"Final-Recipient: rfc822; sales@example.com\r\n" in text and b"Status: 5.1.1\r\n" in text
+    assert b"shop" not in text and b"mx.elsewhere.org" not in text
 
 
 # ------------------------------------------------------------------ reports
