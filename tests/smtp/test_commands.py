@@ -5,6 +5,7 @@ commands.
 import re
 import smtplib
 import socket
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -19,6 +20,7 @@ def test_f05_greeting_names_the_host(serving, dial):
 
 
 CLEAR = "PIPELINING|SIZE 52428800|8BITMIME|SMTPUTF8|DSN|ENHANCEDSTATUSCODES"
+LATER = "FUTURERELEASE 2592000 <latest>"
 
 
 @pytest.mark.parametrize(
@@ -26,16 +28,23 @@ CLEAR = "PIPELINING|SIZE 52428800|8BITMIME|SMTPUTF8|DSN|ENHANCEDSTATUSCODES"
     [
         ("smtp", False, f"{CLEAR}|STARTTLS"),
         ("smtp", True, f"{CLEAR}|REQUIRETLS"),
-        ("submission", False, f"{CLEAR}|STARTTLS"),
-        ("submission", True, f"{CLEAR}|REQUIRETLS|AUTH PLAIN LOGIN"),
-        ("submissions", False, f"{CLEAR}|REQUIRETLS|AUTH PLAIN LOGIN"),
+        ("submission", False, f"{CLEAR}|{LATER}|STARTTLS"),
+        ("submission", True, f"{CLEAR}|REQUIRETLS|{LATER}|AUTH PLAIN LOGIN"),
+        ("submissions", False, f"{CLEAR}|REQUIRETLS|{LATER}|AUTH PLAIN LOGIN"),
     ],
 )
 def test_s32_ehlo_offers_what_is_possible_now(serving, dial, service, tls, keywords):
     client = dial(serving, service, tls=tls)
     answer = client.say("EHLO client.example.net").decode().split("\n")
     assert answer[0] == "250-mx.example.com greets client.example.net"
-    assert [line[4:] for line in answer[1:]] == keywords.split("|")
+    told = [line[4:] for line in answer[1:]]
+    for at, keyword in enumerate(told):
+        if keyword.startswith("FUTURERELEASE "):  # RFC 4865 3: the longest wait, and the moment that makes it now
+            seconds, latest = keyword.split()[1:]
+            ahead = datetime.fromisoformat(latest) - datetime.now(UTC)
+            assert timedelta(seconds=int(seconds) - 60) < ahead <= timedelta(seconds=int(seconds))
+            told[at] = f"FUTURERELEASE {seconds} <latest>"
+    assert told == keywords.split("|")
 
 
 def test_helo_is_one_line(serving, dial):
