@@ -34,20 +34,23 @@ def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> 
 
 
 class Daemon:
-    """`mailsrv serve` with users ann, bo and cy @example.com, password PASSWORD."""
+    """`mailsrv serve` with users ann, bo and cy @example.com, or of another domain; password PASSWORD."""
 
-    def __init__(self, directory: Path, certificate: tuple[str, str], authority_path: str, stored: str, **changes: Any):
-        self.directory = directory
+    def __init__(
+        self, directory: Path, certificate: tuple[str, str], authority_path: str, stored: str, domain: str = DOMAIN,
+        **changes: Any,
+    ):  # fmt: skip
+        self.directory, self.domain = directory, domain
         self.log = directory / "log"
         self.authority = authority_path
         changes = {"log.file": str(self.log), "imap.allow_plaintext_login": True, **changes}
         self.settings = configuration(directory, certificate, changes)
         self.ports = {name: self.settings[f"{name}.listen"][0][1] for name in SERVICES}
         self.accounts = Accounts(self.settings.accounts_path, self.settings.mail_root)
-        if not self.accounts.is_local(DOMAIN):
-            self.accounts.add_domain(DOMAIN)
+        if not self.accounts.is_local(domain):
+            self.accounts.add_domain(domain)
             for name in USERS:
-                self.accounts.add_user(f"{name}@{DOMAIN}", stored)
+                self.accounts.add_user(f"{name}@{domain}", stored)
         self.tls = ssl.create_default_context(cafile=authority_path)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -101,7 +104,7 @@ class Daemon:
         self.accounts.close()
 
     def maildir(self, name: str) -> Path:
-        return Path(self.settings["server.data_dir"]) / "mail" / DOMAIN / name / "Maildir"
+        return Path(self.settings["server.data_dir"]) / "mail" / self.domain / name / "Maildir"
 
     def files(self, name: str) -> list[Path]:
         """The message files of an INBOX."""
