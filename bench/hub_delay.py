@@ -177,7 +177,7 @@ def main() -> None:
     server = None
     try:
         path, smtp, imap = prepare(directory, args.messages)
-        server = subprocess.Popen([sys.executable, "-m", "mailsrv", "serve", "-c", path], cwd=ROOT)
+        server = subprocess.Popen([sys.executable, "-m", "mailsrv", "serve", "--foreground", "-c", path], cwd=ROOT)
         for _ in range(200):
             try:
                 socket.create_connection(("127.0.0.1", imap)).close()
