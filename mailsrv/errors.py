@@ -67,7 +67,7 @@ class AuthenticationFailed(MailError):
 class LoginThrottled(MailError):
     """After too many failures an attempt has to wait; the text says how long."""
 
-    def __init__(self, wait_seconds: float = 0.0, text: str = "Wait before you try again") -> None:
+    def __init__(self, text: str, wait_seconds: float = 0.0) -> None:
         super().__init__(text)
         self.wait_seconds = wait_seconds
 

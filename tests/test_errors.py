@@ -31,6 +31,7 @@ def test_every_failure_has_a_code_in_imap():
 def test_failures_that_pass_are_not_final():
     """A sender gives up on 5xx: only what waiting cannot mend may be one (RFC 5321 4.2.1)."""
     assert {kind for kind, reply in REPLIES.items() if reply.code < 500} == {
+        errors.LoginThrottled,
         errors.OverQuota,
         errors.TemporaryFailure,
         errors.ModSeqTooOld,

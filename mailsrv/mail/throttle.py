@@ -107,7 +107,7 @@ class Throttle:
             self._excuse(user, peer, waits, now)
         if waits:
             kind, seconds = max(waits.items(), key=lambda item: item[1])
-            raise LoginThrottled(seconds, _SAID[kind].format(_duration(seconds)))
+            raise LoginThrottled(_SAID[kind].format(_duration(seconds)), seconds)
 
     def _excuse(self, user: str, peer: str, waits: dict[str, float], now: float) -> None:
         """Take away what does not hold for a place this user is known from."""

@@ -22,6 +22,12 @@ def told(client, *expected):
 
 
 @pytest.fixture
+def serving(serve):
+    """One user may have all these sessions."""
+    return serve(**{"limits.connections_per_user": 100})
+
+
+@pytest.fixture
 def idlers(serving, dial):
     """Start `count` idling sessions in a mailbox."""
 
