@@ -292,7 +292,7 @@ def test_removed_while_running_is_gone(running, elsewhere):
     queue("retry", "--all")
     until(lambda: len(elsewhere.taken) == 5, "tried")
     assert queue("remove", "--sender", "ann@example.com", "--json")[1] == {"removed": ids}
-    assert spool.ids() == []
+    until(lambda: spool.ids() == [], "gone, when the runner has taken the copies in the sender's Outbox away")
     queue("retry", "--all")
     gevent.sleep(0.1)
     assert len(elsewhere.taken) == 5
