@@ -30,7 +30,7 @@ from typing import Any
 from mailsrv import log
 from mailsrv.errors import LoginThrottled
 from mailsrv.networks import Networks, address_of, network_of
-from mailsrv.store.files import native_lock, offload
+from mailsrv.store.files import close, native_lock, offload
 
 VERSION = 1
 FORGOTTEN_SECONDS = 300.0  # one failure is forgotten in this time
@@ -292,8 +292,18 @@ class Throttle:
                     pass
             return self._opened()
 
+    def _make_file(self) -> None:
+        """For its owner alone. Only where there is none: closing a descriptor of a file that this process has a
+        connection to takes the connection's locks away (POSIX, fcntl(2)), and another process that ends would then
+        take the log for its own and remove it.
+        """
+        try:
+            close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
+
     def _opened(self) -> sqlite3.Connection:
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._make_file()
         db = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
         try:
             db.execute("PRAGMA synchronous=NORMAL")

@@ -1,6 +1,8 @@
 """Failed logins: who has to wait, for how long, and who never has to."""
 
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 
@@ -335,3 +337,22 @@ def test_networks_and_addresses():
         True, False, True, False, False,
     ]  # fmt: skip
     assert "10.0.0.1" not in Networks()
+
+
+def test_s20_a_command_that_ends_does_not_take_the_state_from_a_running_worker(tmp_path, make, clock):
+    """Closing a descriptor of a database drops a process's locks on it: the next one to leave would remove the log."""
+    worker = make()
+    worker.check(ANN, FOE)  # a connection that reads
+    worker.failed(ANN, FOE, "guess")  # and one that writes
+    assert (tmp_path / "throttle.sqlite3-wal").exists()
+    command = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); "
+        "db.execute('SELECT * FROM strikes').fetchall(); db.close()"
+    )
+    subprocess.run([sys.executable, "-c", command, str(tmp_path / "throttle.sqlite3")], check=True, timeout=30)
+    assert (tmp_path / "throttle.sqlite3-wal").exists()  # still the worker's
+    other = make()
+    for number in range(9):
+        other.failed(ANN, FOE, f"guess {number}")
+    with pytest.raises(LoginThrottled):
+        worker.check("somebody else", FOE)
