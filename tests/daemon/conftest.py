@@ -82,9 +82,15 @@ class Daemon:
     def workers(self) -> list[int]:
         """The processes that serve connections."""
         assert self.process is not None
-        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        parts = re.findall(r"process-started name=(?!worker-)\S+ pid=(\d+)", self.log.read_text())
-        return [int(pid) for pid in Path(path).read_text().split() if pid not in parts]
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+
+        def named() -> list[str] | None:
+            """The children's names and pids, as soon as the log has told each: it is written a moment after the fork."""
+            names = {pid: name for name, pid in re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())}
+            children = path.read_text().split()
+            return [f"{names[pid]} {pid}" for pid in children] if children and all(pid in names for pid in children) else None
+
+        return [int(one.split()[1]) for one in until(named, "named children") if one.startswith("worker-")]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the server and wait for it; its exit code."""
