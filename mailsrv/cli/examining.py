@@ -10,17 +10,23 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from mailsrv.cli import dns
 from mailsrv.cli.common import DONE, FAILED, Commands, Failure, Progress, load_config, open_accounts
-from mailsrv.doctor import FAIL, OK, WARN, Finding, as_root, as_server
 from mailsrv.errors import MailError
 
-_DNS = {"pass": OK, "warn": WARN, "fail": FAIL, "missing": FAIL}
+if TYPE_CHECKING:
+    from mailsrv.doctor import Finding
+
+# What a finding of the DNS is to the doctor.
+_DNS = {"pass": "ok", "warn": "warn", "fail": "fail", "missing": "fail"}
 
 
 def doctor(args: argparse.Namespace) -> int:
     """Tells what it finds as it finds it; 1 if something is wrong, and was not repaired."""
+    from mailsrv.doctor import as_root, as_server  # with most of the program: other commands do without
+
     args.reads = not args.repair
     settings = load_config(args, stay_root=True)
     told = _Told(args)
@@ -57,7 +63,7 @@ class _Told:
         elif finding.repair is not None:
             repaired = f"mailsrv doctor --repair would {finding.repair.text}"
         mended = repaired.startswith("repaired")
-        self.wrong = self.wrong or (finding.result == FAIL and not mended)
+        self.wrong = self.wrong or (finding.result == "fail" and not mended)
         row = {"result": finding.result, "what": finding.what, "advice": finding.advice, "repair": repaired}
         self.rows.append(row)
         if not self._json:
@@ -72,6 +78,7 @@ class _Told:
 def _names(args: argparse.Namespace) -> Iterator[Finding]:
     """The DNS records of every domain, as `mailsrv dns check` has them."""
     from mailsrv import dns_check
+    from mailsrv.doctor import FAIL, OK, WARN, Finding
     from mailsrv.runner import resolver_of
 
     settings = load_config(args)

@@ -86,9 +86,15 @@ class Daemon:
 
         def named() -> list[str] | None:
             """The children's names and pids, as soon as the log has told each: it is written a moment after the fork."""
-            names = {pid: name for name, pid in re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())}
+            names = {
+                pid: name for name, pid in re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())
+            }
             children = path.read_text().split()
-            return [f"{names[pid]} {pid}" for pid in children] if children and all(pid in names for pid in children) else None
+            return (
+                [f"{names[pid]} {pid}" for pid in children]
+                if children and all(pid in names for pid in children)
+                else None
+            )
 
         return [int(one.split()[1]) for one in until(named, "named children") if one.startswith("worker-")]
 
