@@ -134,7 +134,7 @@ def _state(entry: Entry) -> str:
         return "held"
     if any(one.report for one in entry.recipients):
         return "reporting"
-    return "deferred" if any(one.attempts for one in entry.waiting) else "new"
+    return "deferred" if any(one.history for one in entry.waiting) else "new"
 
 
 def _row(entry: Entry, now: Stamp) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def queue_stats(args: argparse.Namespace) -> int:
                 "domain": one.address.domain, "recipients": 0, "deferred": 0, "oldest_seconds": 0, "last": None,
             })  # fmt: skip
             row["recipients"] += 1
-            row["deferred"] += one.attempts > 0
+            row["deferred"] += bool(one.history)
             row["oldest_seconds"] = max(row["oldest_seconds"], round(entry.age(now)))
             row["last"] = _reply(one.last) if one.last else row["last"]
     rows = sorted(found.values(), key=lambda row: -row["recipients"])[: args.limit]
@@ -333,7 +333,7 @@ def queue_retry(args: argparse.Namespace) -> int:
     def now_due(entry: Entry, now: Stamp) -> bool:
         for one in entry.waiting:
             entry.delay(one, 0.0, now)
-        entry.not_before = None
+        entry.not_before, entry.asked_at = None, now.wall
         return True
 
     return _change(args, now_due, "due now")

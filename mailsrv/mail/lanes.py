@@ -35,6 +35,7 @@ class Lane(Generic[T]):
     width: float = FIRST_AT_ONCE
     troubles: int = 0
     rest: float = REST_SECONDS
+    rested_at: float = 0.0  # when the last rest began
     resting_until: float = 0.0
     last: Outcome | None = None  # the trouble it rests from
     ready: bool = False  # listed among those that may be given a turn
@@ -108,6 +109,17 @@ class Lanes(Generic[T]):
     def is_resting(self, lane: Lane[T]) -> bool:
         return lane.resting_until > self._clock()
 
+    def rest_left(self, lane: Lane[T]) -> float:
+        return max(0.0, lane.resting_until - self._clock())
+
+    def end_rest(self, name: str, asked_ago: float) -> None:
+        """Somebody who should know asked so many seconds ago that the destination be tried: a rest that had begun by
+        then is over. One that began later stands, so that one word for ten thousand messages is one attempt.
+        """
+        lane = self._lanes.get(name)
+        if lane is not None and self.is_resting(lane) and lane.rested_at <= self._clock() - asked_ago:
+            lane.resting_until, lane.rest = 0.0, REST_SECONDS
+
     def done(self, lane: Lane[T], outcomes: Sequence[Outcome]) -> None:
         """An attempt ended; without outcomes, nothing was learnt."""
         lane.busy -= 1
@@ -116,7 +128,8 @@ class Lanes(Generic[T]):
             lane.width = max(1.0, lane.width / 2)
             lane.troubles += 1
             if lane.troubles >= TROUBLES and not self.is_resting(lane):
-                lane.resting_until = self._clock() + lane.rest
+                lane.rested_at = self._clock()
+                lane.resting_until = lane.rested_at + lane.rest
                 lane.rest = min(lane.rest * 2, MOST_REST_SECONDS)
                 lane.last = outcomes[-1]
         elif outcomes:

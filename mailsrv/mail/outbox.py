@@ -253,7 +253,7 @@ def _states(entry: Entry, now: float) -> list[str]:
     states = [HELD] if entry.hold else []
     if entry.not_before is not None and entry.not_before > now:
         states.append(SCHEDULED)
-    if any(one.attempts for one in entry.waiting):
+    if any(one.history for one in entry.waiting):
         states.append(DEFERRED)
     return states
 

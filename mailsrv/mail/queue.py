@@ -299,6 +299,8 @@ class Queue:
             return
         read_at = self._monotonic()
         for name in names:
+            if entry.asked_at is not None:
+                self._lanes.end_rest(name, max(0.0, now.wall - entry.asked_at))
             kept = entry if self._open < KEPT_OPEN else None
             self._open += kept is not None
             self._lanes.add(name, _Turn(entry.id, kept, read_at))
@@ -353,20 +355,28 @@ class Queue:
         if not all(may_go(entry) for may_go in self.hooks.may_go):
             return self.cancel(entry.id)
         if self._lanes.is_resting(lane) and lane.last is not None:
-            outcomes = [_put_off(one.address, lane.last) for one in due]
-        else:
-            # A message that was accepted before this runner began is looked at with more care than one just written.
-            thoroughly = entry.arrived_at < self._started_wall or any(one.attempts for one in due)
-            try:
-                offload(self.spool.check, entry, thoroughly=thoroughly)
-            except EntryGone:
-                return None
-            except EntryDamaged as damage:
-                self._put_aside(entry.id, str(damage))
-                return None
-            outcomes = self._run_jobs(lane.name, entry, due)
-            learnt += outcomes
+            return self._put_off(lane, lane.last, entry, due)
+        # A message that was accepted before this runner began is looked at with more care than one just written.
+        thoroughly = entry.arrived_at < self._started_wall or any(one.attempts for one in due)
+        try:
+            offload(self.spool.check, entry, thoroughly=thoroughly)
+        except EntryGone:
+            return None
+        except EntryDamaged as damage:
+            self._put_aside(entry.id, str(damage))
+            return None
+        outcomes = self._run_jobs(lane.name, entry, due)
+        learnt += outcomes
         return self._record(entry.id, lane.name, outcomes)
+
+    def _put_off(self, lane: Lane[_Turn], last: Outcome, entry: Entry, due: Sequence[Recipient]) -> float | None:
+        """The destination rests: no attempt is made, none is counted, and all look again when the rest is over. Written
+        down where nothing says yet why the entry waits, and where its time is over.
+        """
+        after = self._lanes.rest_left(lane) * random.uniform(1.0, 1.0 + self.schedule.jitter) + 0.01
+        if all(one.history for one in due) and entry.tried_for(self.spool.now()) < self.schedule.expire:
+            return after
+        return self._record(entry.id, lane.name, [_not_tried(one.address, last) for one in due], after=after)
 
     def _run_jobs(self, destination: str, entry: Entry, due: Sequence[Recipient]) -> list[Outcome]:
         way = self.ways.deliver if destination == LOCAL else self.ways.relay
@@ -391,8 +401,12 @@ class Queue:
             outcomes += [said.get(one.address) or replace(missing, recipient=one.address) for one in some]
         return outcomes
 
-    def _record(self, id: str, destination: str, outcomes: Sequence[Outcome]) -> float | None:
-        """Write down what came of an attempt, however long the disk takes to let us; when to look again."""
+    def _record(
+        self, id: str, destination: str, outcomes: Sequence[Outcome], *, after: float | None = None
+    ) -> float | None:
+        """Write down what came of an attempt, however long the disk takes to let us; when to look again. `after`: there
+        was no attempt, and there is none for so many seconds.
+        """
         said = {outcome.recipient: outcome for outcome in outcomes}
         others = self._busy.get(id, 1) > 1  # attempts under way, whose result is to be written too
 
@@ -403,7 +417,9 @@ class Queue:
                 # What left before the cancellation reached it was sent, whatever was wished.
                 too_late = one.state == CANCELLED and outcome is not None and outcome.disposition is Disposition.SENT
                 if outcome is not None and (one.state == WAITING or too_late):
-                    self._apply(entry, one, destination, outcome, now)
+                    self._apply(entry, one, destination, outcome, now, after)
+            if after is None:
+                entry.asked_at = None
             return not entry.over or others
 
         pause = 0.1
@@ -432,9 +448,11 @@ class Queue:
             return None
         return 0.0 if any(one.report for one in entry.recipients) else entry.wait(self.spool.now())
 
-    def _apply(self, entry: Entry, one: Recipient, destination: str, outcome: Outcome, now: Stamp) -> None:
+    def _apply(
+        self, entry: Entry, one: Recipient, destination: str, outcome: Outcome, now: Stamp, after: float | None
+    ) -> None:
         one.destination = destination
-        one.note(outcome, now.wall)
+        one.note(outcome, now.wall, tried=after is None)
         wants = one.options.notify
         if outcome.disposition is Disposition.SENT:
             one.state = SENT
@@ -449,12 +467,11 @@ class Queue:
                 f"Not delivered within {days:g} days; at last: {outcome.text}", outcome.host, outcome.tls,
             )  # fmt: skip
             one.history.pop()
-            one.attempts -= 1
-            one.note(expired, now.wall)
+            one.note(expired, now.wall, tried=False)
             self.counters.expired += 1
             self._fail(one)
         else:
-            entry.delay(one, self.schedule.pause(one.attempts), now)
+            entry.delay(one, self.schedule.pause(one.attempts) if after is None else after, now)
             if self.schedule.notice and not one.noticed and one.notice_at is None and _wants_notice(one):
                 entry.delay_notice(one, max(0.0, self.schedule.notice - entry.tried_for(now)), now)
 
@@ -614,8 +631,8 @@ def _beginning(path: str, octets: int) -> bytes:
         return file.read(octets)
 
 
-def _put_off(address: Address, last: Outcome) -> Outcome:
-    """Not tried: the destination just did not work for others."""
+def _not_tried(address: Address, last: Outcome) -> Outcome:
+    """The destination just did not work for others."""
     text = f"Not tried: the destination did not work shortly before: {last.text}"
     return Outcome(address, Disposition.LATER, last.code, last.enhanced, text, last.host)
 

@@ -106,9 +106,9 @@ class Recipient:
     def last(self) -> Attempt | None:
         return self.history[-1] if self.history else None
 
-    def note(self, outcome: Outcome, at: float) -> None:
-        """Remember an attempt."""
-        self.attempts += 1
+    def note(self, outcome: Outcome, at: float, *, tried: bool = True) -> None:
+        """Remember an attempt; or, not `tried`, why there was none."""
+        self.attempts += tried
         self.history.append(Attempt.of(outcome, at))
         del self.history[:-HISTORY]
 
@@ -124,7 +124,9 @@ class Origin:
 
 @dataclass(slots=True)
 class Entry:
-    """`waited` is its age when it was `written`; `shown` is (number, UIDVALIDITY, UID) of its copy in an Outbox."""
+    """`waited` is its age when it was `written`; `shown` is (number, UIDVALIDITY, UID) of its copy in an Outbox;
+    `asked_at` is when somebody asked that it be tried at once, until it was.
+    """
 
     id: str
     envelope: Envelope
@@ -138,6 +140,7 @@ class Entry:
     shown: tuple[int, int, int] | None = None
     waited: float = 0.0
     written: Stamp | None = None
+    asked_at: float | None = None
 
     @property
     def waiting(self) -> list[Recipient]:
@@ -228,6 +231,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
         "hold": entry.hold,
         "not_before": _written_time(entry.not_before),
         "shown": None if entry.shown is None else list(entry.shown),
+        "asked_at": _written_time(entry.asked_at),
         "waited_seconds": round(entry.waited, 3),
         "written": {
             "at": _written_time(entry.written.wall), "boot": entry.written.boot, "clock": round(entry.written.clock, 3),
@@ -354,7 +358,7 @@ def from_json(value: Any) -> Entry:
         Origin(origin.whole("account"), origin.text("session"), origin.text("service")),
         root.whole("size"), root.text("sha256"), root.time("arrived_at") or 0.0, root.flag("hold"),
         root.time("not_before"), root.numbers("shown"), root.number("waited_seconds"),
-        Stamp(written.time("at") or 0.0, written.text("boot"), written.number("clock")),
+        Stamp(written.time("at") or 0.0, written.text("boot"), written.number("clock")), root.time("asked_at"),
     )  # fmt: skip
 
 

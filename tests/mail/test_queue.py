@@ -558,16 +558,104 @@ def test_no_storm_on_a_destination_that_is_down(world):
     world.replies = {"example.org": [(0, "4.4.1", "Connection refused")]}
     ids = [world.put(f"u{n}@example.org") for n in range(40)]
     queue = world.queue()
-    until(lambda: all(world.spool.load(id).recipients[0].attempts for id in ids), "put off")
+    until(lambda: all(world.spool.load(id).recipients[0].history for id in ids), "put off")
     world.idle(queue)
     assert 3 <= len(world.jobs) <= 7
     texts = [world.spool.load(id).recipients[0].last.text for id in ids]
     assert sum(text.startswith("Not tried: ") and "Connection refused" in text for text in texts) >= 33
+    assert sum(world.spool.load(id).recipients[0].attempts for id in ids) == len(world.jobs)  # what was not is not told
     world.replies = {"example.org": [(250, "2.0.0", "Back")]}
     world.most.clear()
     world.step(queue, 310)
     until(lambda: not world.spool.ids(), "all sent")
     assert world.most["example.org"] <= 20 and world.reports == []
+
+
+REFUSED = [(0, "4.4.1", "Connection refused")]
+
+
+def resting(world) -> tuple[Queue, list[str]]:
+    """A queue with a destination that has just been given a rest of a minute, and three that were tried for it."""
+    world.replies = {"example.org": REFUSED}
+    tried = [world.put(f"u{n}@example.org") for n in range(3)]
+    queue = world.queue()
+    until(lambda: len(world.jobs) == 3, "tried")
+    world.idle(queue)
+    assert [lane.resting_until > world.clock[0] for lane in queue.lanes()] == [True]
+    return queue, tried
+
+
+def retry(world, *ids):
+    """As `mailsrv queue retry` does it."""
+
+    def now_due(entry):
+        for one in entry.waiting:
+            entry.delay(one, 0.0, world.now[0])
+        entry.asked_at = world.now[0].wall
+        return True
+
+    for id in ids:
+        world.spool.change(id, now_due)
+    tell(world.socket, list(ids))
+
+
+def test_what_is_put_off_by_a_rest_counts_nothing_and_waits_no_longer_than_the_rest(world):
+    queue, _ = resting(world)
+    late = world.put("late@example.org")
+    queue.wake(late)
+    until(lambda: world.spool.load(late).recipients[0].history, "put off")
+    world.idle(queue)
+    one = world.spool.load(late).recipients[0]
+    assert one.attempts == 0 and one.last.text.startswith("Not tried: ") and len(world.jobs) == 3
+    assert world.spool.load(late).wait(world.now[0]) <= 61
+    world.step(queue, 61)
+    until(lambda: (late, ("late@example.org",)) in world.jobs, "tried when the rest is over")
+    world.idle(queue)
+    assert state(world, late) == [("late@example.org", WAITING, 1)]
+
+
+def test_what_has_said_why_it_waits_is_not_written_again_while_its_destination_rests(world):
+    queue, tried = resting(world)
+    world.spool.change(tried[0], lambda entry: entry.delay(entry.recipients[0], 0.0, world.now[0]) is None)
+    before = Path(world.spool.envelope_path(tried[0])).read_bytes()
+    queue.wake(tried[0])
+    world.idle(queue)
+    assert Path(world.spool.envelope_path(tried[0])).read_bytes() == before and len(world.jobs) == 3
+    world.replies = {}
+    world.step(queue, 61)
+    until(lambda: tried[0] not in world.spool.ids(), "sent when the rest is over")
+
+
+def test_a_retry_that_is_asked_for_ends_the_rest_once(world):
+    """An administrator has mended the host, or believes so."""
+    queue, tried = resting(world)
+    world.step(queue, 10)
+    retry(world, *tried)
+    until(lambda: len(world.jobs) > 3, "tried")
+    world.idle(queue)
+    assert len(world.jobs) == 4  # it is down all the same: one attempt tells
+    assert sorted(world.spool.load(id).recipients[0].attempts for id in tried) == [1, 1, 2]
+    assert [lane.rest for lane in queue.lanes()] == [120.0]  # as after the first trouble
+    asked = [id for id in tried if world.spool.load(id).asked_at is not None]
+    assert len(asked) == 2  # who was not tried is still asked for
+    world.replies = {}
+    world.step(queue, 10)
+    retry(world, tried[0])
+    until(lambda: tried[0] not in world.spool.ids(), "sent")
+
+
+def test_time_runs_out_during_a_rest_too(world):
+    queue, _ = resting(world)
+    old = world.put("old@example.org", notify=["FAILURE"])
+    queue.wake(old)
+    until(lambda: world.spool.load(old).recipients[0].history, "put off")
+    queue.lanes()[0].resting_until += 10 * 86400
+    world.step(queue, 5 * 86400 + 10)
+    until(lambda: old not in world.spool.ids(), "given up")
+    world.idle(queue)
+    [report] = [report for _, names, report in world.reports if names == ["old@example.org"]]
+    last = report.recipients[0].last
+    assert last.enhanced == "4.4.7" and "Not tried: " in last.text and report.recipients[0].attempts == 0
 
 
 def test_thousands_are_found_and_sent(world):
