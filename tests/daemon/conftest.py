@@ -85,7 +85,7 @@ class Daemon:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
 
         def named() -> list[str] | None:
-            """The children's names and pids, as soon as the log has told each: it is written a moment after the fork."""
+            """The children's names and pids, once the log has told each: a moment after the fork."""
             names = {
                 pid: name for name, pid in re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())
             }
