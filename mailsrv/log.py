@@ -1,9 +1,11 @@
 """One event, one line: `log.info("delivered", mailbox=id, uid=7, ms=0.8)`.
 
-Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. When the
-queue is full (a disk or terminal that hangs), events are counted instead, and the count is written when there is
-room again. The same event of the same peer is written a few times in ten seconds; the others are counted, and the
-count, `suppressed`, is on the next such line or on one of its own.
+Nothing here ever waits: a call puts the event on a queue, and one native thread formats and writes it. What cannot be
+written (disk full, nobody reads) is tried again for some seconds and then lost, as are events for which the queue has
+no room. They are counted, and the count is written when that is possible again; meanwhile standard error and the
+system's log are told, and `problem` tells who asks.
+The same event of the same peer is written a few times in ten seconds; the others are counted, and the count,
+`suppressed`, is on the next such line or on one of its own.
 Values are escaped to printable ASCII and capped, so that no client can forge a line. Secrets and message text are never
 given to this module. After a fork the child starts its own thread with its first event.
 
@@ -42,8 +44,11 @@ REPEATING = frozenset({
     "connection failed", "early talker", "protocol error", "refused", "timeout", "too many commands", "too many errors",
 })  # fmt: skip
 EVERY_ONE = frozenset({"auth failed"})  # counted by fail2ban
+STDERR = "standard error"
 SYSLOG = "syslog"  # as the file: the system's log, by its socket
 SYSLOG_PATH = "/dev/log"
+PATIENCE_SECONDS = 10.0  # for output that cannot be written to, before lines are lost
+RETRY_SECONDS = 0.5
 _SYSLOG_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 _FACILITY_MAIL = 2 << 3  # RFC 3164 4.1.1
 BATCH_SECONDS = 0.02  # the writer wakes at most this often: waking it for every event costs the hub its time slice
@@ -59,52 +64,103 @@ _start_thread = get_original("_thread", "start_new_thread")
 _allocate_lock = get_original("_thread", "allocate_lock")
 _sleep = get_original("time", "sleep")
 _close = get_original("os", "close")  # gevent's waits for its loop
+_select = get_original("select", "select")
 _socket = get_original("socket", "socket")
+
+
+Lines = list[tuple[str, str]]  # (level, line with its end)
 
 
 class _Descriptor:
     """A file or standard error."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, number: int, name: str) -> None:
+        self._number, self.name = number, name
+        self._torn = False  # the file ends within a line
 
-    def write(self, lines: list[tuple[str, str]]) -> None:
-        """(level, line) of each; lines that cannot be written are lost: there is nobody left to tell."""
-        view = memoryview("".join(line for _, line in lines).encode("ascii", "backslashreplace"))
-        while view:
+    def write(self, lines: Lines) -> tuple[int, str]:
+        """How many of the lines were written, and what hinders the next."""
+        texts = [line.encode("ascii", "backslashreplace") for _, line in lines]
+        begin = b"\n" if self._torn else b""
+        view = memoryview(begin + b"".join(texts))
+        written = 0
+        while written < len(view):
             try:
-                view = view[os.write(self._number, view) :]
+                written += os.write(self._number, view[written:])
             except BlockingIOError:
                 _sleep(0.05)
-            except OSError:  # disk full, terminal gone
-                return
+            except OSError as failure:  # disk full, terminal gone
+                return self._whole(texts, written - len(begin)), str(failure.strerror)
+        self._torn = False
+        return len(lines), ""
+
+    def _whole(self, texts: list[bytes], octets: int) -> int:
+        """How many lines so many octets are. One that was cut is ended and written again: others write there too."""
+        if octets < 0:
+            return 0
+        count = 0
+        while octets >= len(texts[count]):
+            octets -= len(texts[count])
+            count += 1
+        self._torn = octets > 0
+        return count
 
 
 class _Syslog:
     """The system's log. RFC 3164, as its local socket has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, patience: float = 1.0) -> None:
+        self.name = SYSLOG_PATH
+        self._patience = patience
         self._socket: Any = None
 
-    def write(self, lines: list[tuple[str, str]]) -> None:
-        for level, line in lines:
+    def write(self, lines: Lines) -> tuple[int, str]:
+        """As _Descriptor.write."""
+        for count, (level, line) in enumerate(lines):
             text = line if line.startswith("{") else line.partition(" ")[2]  # it has a time of its own
             head = f"<{_FACILITY_MAIL | _SYSLOG_LEVELS[level]}>{time.strftime('%b %e %H:%M:%S')} mailsrv[{os.getpid()}]"
-            self._send(f"{head}: {text.rstrip()}".encode("ascii", "backslashreplace"))
+            problem = self._send(f"{head}: {text.rstrip()}".encode("ascii", "backslashreplace"))
+            if problem:
+                return count, problem
+        return len(lines), ""
 
-    def _send(self, datagram: bytes) -> None:
+    def _send(self, datagram: bytes) -> str:
+        """Why it could not be sent."""
+        problem = ""
         for _ in range(2):  # once more if its daemon was started again
             try:
                 if self._socket is None:
                     self._socket = _socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                    self._socket.settimeout(1.0)  # one that hangs costs lines, which are counted
+                    self._socket.settimeout(self._patience)
                     self._socket.connect(SYSLOG_PATH)
                 self._socket.send(datagram)
-                return
-            except OSError:
-                if self._socket is not None:
-                    self._socket.close()
-                    self._socket = None
+                return ""
+            except (TimeoutError, BlockingIOError):
+                return "nobody reads"
+            except OSError as failure:
+                problem = str(failure.strerror)
+                self.close()
+        return problem
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _complain(target: _Descriptor | _Syslog, record: _Record) -> None:
+    """Where somebody may see it, when the log itself cannot say it. Waits for nobody."""
+    line = format_logfmt(*record)
+    if target.name != STDERR:
+        try:
+            if sys.stderr is not None and _select([], [2], [], 0)[1]:
+                os.write(2, line.encode("ascii", "backslashreplace"))
+        except (OSError, ValueError):
+            pass
+        if isinstance(target, _Descriptor):
+            system = _Syslog(patience=0.0)
+            system.write([(record[1], line)])
+            system.close()
 
 
 class _Repeats:
@@ -154,6 +210,8 @@ class _Writer:
         self.pid = os.getpid()
         self.target = target
         self.as_json = as_json
+        self.problem = ""  # why nothing can be written now
+        self._since = 0.0  # when that began
         self._repeats = _Repeats()
         self.dropped = self.dropped_in_all = 0
         self._dropping = _allocate_lock()  # any thread may log
@@ -162,11 +220,14 @@ class _Writer:
 
     def put(self, record: _Record) -> None:
         if self.queue.qsize() >= QUEUE_LIMIT:
-            with self._dropping:
-                self.dropped += 1
-                self.dropped_in_all += 1
+            self._count(1)
         else:
             self.queue.put(record)
+
+    def _count(self, lost: int) -> None:
+        with self._dropping:
+            self.dropped += lost
+            self.dropped_in_all += lost
 
     def flush(self, seconds: float) -> None:
         """Waits until everything queued so far is written, at most `seconds`."""
@@ -178,7 +239,8 @@ class _Writer:
     def _run(self) -> None:
         while True:
             try:
-                items = [self.queue.get(timeout=REPEAT_SECONDS if self._repeats else None)]
+                wait = RETRY_SECONDS if self.dropped else REPEAT_SECONDS if self._repeats else None
+                items = [self.queue.get(timeout=wait)]
             except _queue.Empty:
                 items = []
             if items and isinstance(items[0], tuple):
@@ -190,14 +252,50 @@ class _Writer:
                 pass
             records = [record for item in items if isinstance(item, tuple) for record in self._repeats.admit(item)]
             records += self._repeats.due(time.time())
-            if self.dropped:
-                with self._dropping:
-                    count, self.dropped = self.dropped, 0
-                records.append((time.time(), "warning", "log events dropped", {"count": count}))
-            self.target.write([(record[1], self._format(record)) for record in records])
+            if self._write(records) and self.dropped:
+                self._tell_dropped()
             for item in items:
                 if not isinstance(item, tuple):
                     item.release()
+
+    def _write(self, records: list[_Record]) -> bool:
+        """Whether all are written. What cannot be is tried again, at a new target too, until patience is at its end."""
+        lines = [(record[1], self._format(record)) for record in records]
+        while lines:
+            target = self.target
+            written, problem = target.write(lines)
+            lines = lines[written:]
+            if problem:
+                self._trouble(target, problem)
+                if time.monotonic() - self._since >= PATIENCE_SECONDS:
+                    self._count(len(lines))
+                    return False
+                _sleep(RETRY_SECONDS)
+            else:
+                self._well(target)
+        return True
+
+    def _trouble(self, target: _Descriptor | _Syslog, problem: str) -> None:
+        if not self.problem:
+            self._since = time.monotonic()
+            _complain(target, (time.time(), "error", "log not written", {"log": target.name, "error": problem}))
+        self.problem = f"{target.name}: {problem}"
+
+    def _well(self, target: _Descriptor | _Syslog) -> None:
+        if self.problem:
+            self.problem = ""
+            _complain(target, (time.time(), "warning", "log written again", {"log": target.name}))
+
+    def _tell_dropped(self) -> None:
+        with self._dropping:
+            count, self.dropped = self.dropped, 0
+        line = self._format((time.time(), "warning", "log events dropped", {"count": count}))
+        target = self.target
+        if target.write([("warning", line)])[0]:
+            self._well(target)
+        else:
+            with self._dropping:
+                self.dropped += count
 
     def _format(self, record: _Record) -> str:
         try:
@@ -236,8 +334,13 @@ def level() -> str:
 
 
 def dropped() -> int:
-    """How many events of this process were not written because its output hung."""
+    """How many events of this process were not written because its output hung or was full."""
     return _State.writer.dropped_in_all if _State.writer is not None else 0
+
+
+def problem() -> str:
+    """Why this process cannot write its log now; nothing when it can."""
+    return _State.writer.problem if _State.writer is not None else ""
 
 
 def reopen() -> None:
@@ -260,7 +363,9 @@ def _open() -> None:
 
 
 def _target() -> _Descriptor | _Syslog:
-    return _Syslog() if _State.file == SYSLOG else _Descriptor(_State.descriptor)
+    if _State.file == SYSLOG:
+        return _Syslog()
+    return _Descriptor(_State.descriptor, _State.file or STDERR)
 
 
 def flush(seconds: float = 2.0) -> None:

@@ -38,6 +38,7 @@ FIGURES = {
     "mailsrv_process_restarts_total": Figure(COUNTER, "How often a process was started again.", ("process",)),
     "mailsrv_log_events_total": Figure(COUNTER, "Log events by level; errors are to be read.", ("level",)),
     "mailsrv_log_events_dropped_total": Figure(COUNTER, "Log events not written.", ("process",)),
+    "mailsrv_log_ok": Figure(GAUGE, "Whether the log can be written; 0 when its disk is full.", ("process",)),
     "mailsrv_canary_ok": Figure(GAUGE, "Whether the last message to ourselves came in time.", ("process",)),
     "mailsrv_index_lag_seconds": Figure(
         GAUGE, "For how long the first open mailbox that another program changed waits to be looked at.", ("process",)

@@ -102,7 +102,7 @@ class Vitals:
             "hub_delay_seconds": [round(value, 6) for value in self._delays.since(WINDOW_SECONDS)],
             "index": server.watch.lag(),
             "canary": server.canary.described() if server.canary is not None else None,
-            "log_dropped": log.dropped(),
+            "log_dropped": log.dropped(), "log_problem": log.problem(),
         }  # fmt: skip
 
     def metrics(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +128,7 @@ class Vitals:
                 "mailsrv_process_restarts_total": self._restarts,
                 "mailsrv_index_lag_seconds": oldest,
                 "mailsrv_log_events_dropped_total": log.dropped(),
+                "mailsrv_log_ok": int(not log.problem()),
                 **({"mailsrv_canary_ok": int(not canary.problem)} if canary is not None else {}),
             },
         }  # fmt: skip

@@ -123,6 +123,46 @@ def test_b12_output_that_hangs_holds_nobody_and_drops_are_counted():
     assert sum(counts) > 0
 
 
+def test_a_full_disk_loses_nothing_that_can_wait_and_counts_the_rest(tmp_path):
+    """/dev/full is a disk without room; the same name becomes a file, as when the log is rotated away."""
+    path = tmp_path / "log"
+    path.symlink_to("/dev/full")
+    lines = lines_of(
+        f"log.PATIENCE_SECONDS, log.RETRY_SECONDS = {{0}}, 0.05\nimport time\nlog.configure(file={str(path)!r})\n"
+        "def until(true):\n"
+        "    end = time.monotonic() + 20\n"
+        "    while not true():\n"
+        "        assert time.monotonic() < end\n"
+        "        time.sleep(0.01)\n"
+        "log.info('early'); until(log.dropped); assert log.problem().endswith(': No space left on device')\n"
+        "log.PATIENCE_SECONDS = 60; log.info('late'); time.sleep(0.1)\n"
+        f"os.unlink({str(path)!r}); log.reopen(); until(lambda: not log.problem())".replace("{0}", "0")
+    )
+    told = [line.split(" ", 1)[1] for line in lines]
+    assert told == [
+        f'error log-not-written log={path} error="No space left on device"', f"warning log-written-again log={path}",
+    ]  # fmt: skip
+    written = [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
+    assert sorted(written) == ["info late", "warning log-events-dropped count=1"]
+
+
+def test_a_line_that_the_full_disk_cut_is_ended_and_written_again(tmp_path):
+    """A limit on the size of files ends a write within a line, as a full disk does."""
+    path = tmp_path / "log"
+    lines = lines_of(
+        "import resource, signal, time\nlog.RETRY_SECONDS = 0.02\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        f"log.configure(file={str(path)!r})\nfor n in range(5): log.info('event', n=n)\n"
+        "end = time.monotonic() + 20\n"
+        "while not log.problem(): assert time.monotonic() < end; time.sleep(0.01)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\nlog.flush(20)"
+    )
+    assert [line.split(" ")[2] for line in lines] == ["log-not-written", "log-written-again"]
+    whole = re.findall(r"^\S+Z info event n=(\d)$", path.read_text(), re.MULTILINE)
+    assert whole == list("01234")
+    assert len(path.read_text().splitlines()) == 6
+
+
 def test_file_is_opened_again_after_rotation(tmp_path):
     path = tmp_path / "log"
     try:
@@ -213,7 +253,9 @@ def test_syslog_is_written_to_and_waited_for_by_nobody(tmp_path):
         "log.info('delivered', to='a b'); log.error('broken'); log.flush(); print('one', flush=True); input()\n"
         "log.warning('again'); log.flush(); print('two', flush=True); input()\n"
         "start = time.monotonic()\nfor n in range(3000): log.info('event', n=n)\n"
-        "print(time.monotonic() - start, flush=True)"
+        "print(time.monotonic() - start, flush=True)\n"
+        "while not log.problem(): time.sleep(0.01)\n"
+        "print(log.problem(), flush=True); log.flush(20)\nprint('dropped', log.dropped())"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -232,4 +274,7 @@ def test_syslog_is_written_to_and_waited_for_by_nobody(tmp_path):
             child.stdin.write("\n")  # and now it hangs: nobody reads
             child.stdin.flush()
             assert float(child.stdout.readline()) < 1
-            child.kill()
+            assert "nobody reads" in child.stdout.readline()
+            for number in range(3000):  # it reads again: nothing was lost
+                assert daemon.next().endswith(f": info event n={number}")
+            assert child.stdout.readline() == "dropped 0\n"

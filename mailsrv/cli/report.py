@@ -69,6 +69,7 @@ def _together(pid: int, replies: Sequence[Reply]) -> dict[str, Any]:
         "index": {"waiting": sum(lag[0] for lag in lags), "oldest_seconds": max((lag[1] for lag in lags), default=0.0)},
         "canary": _canary([(reply.process, reply.answer["canary"]) for reply in replies if not reply.error]),
         "log_dropped": sum(one["log_dropped"] for one in answers),
+        "log_problems": sorted({one["log_problem"] for one in answers if one["log_problem"]}),
     }  # fmt: skip
 
 
@@ -150,8 +151,10 @@ def alarms(found: dict[str, Any]) -> list[str]:
         said.append(f"{space['path']}: {human(space['free_bytes'])} free of {human(space['total_bytes'])}")
     if found.get("hub_delay", {}).get("p99_ms", 0) > DELAY_SECONDS * 1e3:
         said.append(f"The event loop is late: {found['hub_delay']['p99_ms']} ms at the 99th percentile")
+    for problem in found.get("log_problems", ()):
+        said.append(f"The log cannot be written: {problem}")
     if found.get("log_dropped"):
-        said.append(f"{found['log_dropped']} log events were dropped: the log's disk or reader hangs")
+        said.append(f"{found['log_dropped']} log events were lost since the start: the log's disk or reader failed")
     return said
 
 

@@ -61,10 +61,12 @@ class Daemon:
             cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False, **more,
         )  # fmt: skip
 
-    def start(self) -> None:
+    def start(self, *through: str, stderr: Any = None) -> None:
+        """`through`: a command that runs the one behind it in its place, instead of Python's `-m mailsrv`."""
+        program = through or (sys.executable, "-m", "mailsrv")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mailsrv", "serve", "--foreground", "--config", self.settings.path], cwd=ROOT,
-        )  # fmt: skip
+            [*program, "serve", "--foreground", "--config", self.settings.path], cwd=ROOT, stderr=stderr
+        )
         until(lambda: self.answers("imap") and self.answers("smtp"), "the server answers")
 
     def answers(self, service: str) -> bool:
