@@ -161,15 +161,31 @@ def test_rotated_log_is_opened_anew(stopped):
     assert "listening" in stopped.run("cat", "/var/log/mailsrv/mailsrv.log.1").stdout
 
 
-def test_upgrade_refuses_no_connection(stopped):
-    stopped.run(SCRIPT, "start")
-    pid = pid_of(stopped)
-    stopped.run(SCRIPT, "upgrade")
+def upgrade(machine: PrivateRoot) -> None:
+    """Start the installed program on the same sockets; ends when the new processes alone are left."""
+    pid = pid_of(machine)
+    machine.run(SCRIPT, "upgrade")
     deadline = time.monotonic() + 60
-    while pid_of(stopped) == pid:
+    while pid_of(machine) == pid:
+        assert greeting(machine).startswith("220 ")
+        assert time.monotonic() < deadline, machine.run("cat", "/var/log/mailsrv/mailsrv.log").stdout[-3000:]
+    assert f"pid={pid_of(machine)}" in logged(machine, "next-server-serves")
+    while machine.shell(f"kill -0 {pid} 2>/dev/null && echo there || true"):
+        assert time.monotonic() < deadline, "the old server stays"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_upgrade_refuses_no_connection_though_root_is_left_behind(stopped, workers):
+    """SIGUSR2 with `server.user`: ports below 1024 and the pid file go from one unprivileged server to the next."""
+    stopped.shell(f"sed -i 's/^  workers: .*/  workers: {workers}/' /etc/mailsrv/mailsrv.yaml")
+    stopped.run(SCRIPT, "start")
+    user = stopped.run("id", "-u", "mailsrv").stdout.strip()
+    for _ in range(2):  # the one that took over can be replaced, too
+        upgrade(stopped)
         assert greeting(stopped).startswith("220 ")
-        assert time.monotonic() < deadline, stopped.run("cat", "/var/log/mailsrv/mailsrv.log").stdout[-3000:]
-    assert greeting(stopped).startswith("220 ")
+        status = stopped.run("cat", f"/proc/{pid_of(stopped)}/status").stdout
+        assert re.search(rf"^Uid:\t{user}\t{user}\t{user}\t{user}$", status, re.MULTILINE)
+        assert stopped.run("stat", "-c", "%u", PID_FILE).stdout.strip() == user
     stopped.run(SCRIPT, "status")
 
 
