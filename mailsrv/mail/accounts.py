@@ -16,6 +16,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ MOST_TARGETS = 100
 MOST_STEPS = 10
 MOST_NAMED = 5  # in one message to the administrator
 KEPT_ANSWERS = 10_000
+ENABLED_SECONDS = 0.05
 PLUS = "+"
 
 SCHEMA = """
@@ -134,6 +136,7 @@ class Accounts:
         self._pid = 0
         self._lock = threading.RLock()
         self._remembered: dict[tuple[str, object], object] = {}
+        self._enabled: dict[AccountId, tuple[bool, float]] = {}
         self._version = -1
         self._connect()
 
@@ -203,6 +206,7 @@ class Accounts:
                 raise TemporaryFailure(f"accounts database: {failure}") from failure
             finally:
                 self._remembered.clear()
+                self._enabled.clear()
 
     def _memory(self) -> dict[tuple[str, object], object]:
         """What is remembered, emptied if the database was changed by anybody else."""
@@ -261,11 +265,16 @@ class Accounts:
         return memory[key]  # type: ignore[return-value]
 
     def enabled(self, account: AccountId) -> bool:
-        memory, key = self._memory(), ("enabled", account)
-        if key not in memory:
-            rows = self._ask("SELECT enabled FROM users WHERE id=?", (account,))
-            memory[key] = bool(rows and rows[0][0])
-        return bool(memory[key])
+        """Asked before every command of every session: what another process changed is seen after ENABLED_SECONDS."""
+        now = time.monotonic()
+        known, asked_at = self._enabled.get(account, (False, 0.0))
+        if now - asked_at < ENABLED_SECONDS:
+            return known
+        rows = self._ask("SELECT enabled FROM users WHERE id=?", (account,))
+        if len(self._enabled) > KEPT_ANSWERS:
+            self._enabled.clear()
+        self._enabled[account] = (bool(rows and rows[0][0]), now)
+        return self._enabled[account][0]
 
     def is_local(self, domain: str) -> bool:
         memory, key = self._memory(), ("domain", domain.lower())

@@ -70,7 +70,8 @@ class _OpenIndexes:
             store.used_at = _monotonic()
             self._stores[id(store)] = store
             self._stores.move_to_end(id(store))
-            over = list(self._stores.values())[: max(0, len(self._stores) - MOST_OPEN_INDEXES)]
+            surplus = len(self._stores) - MOST_OPEN_INDEXES
+            over = list(self._stores.values())[:surplus] if surplus > 0 else ()
         for old in over:
             if old.close_if_free():
                 self.closed(old)

@@ -30,7 +30,7 @@ _monotonic: Callable[[], float] = get_original("time", "monotonic")
 # gevent's os.close leaves a directory open until its loop next turns, and with it the directory's lock; in a thread of
 # the pool, and in the command line, no loop need ever turn.
 close: Callable[[int], None] = get_original("os", "close")
-_pool: tuple[int, ThreadPool] | None = None
+_pool: ThreadPool | None = None
 
 
 def native_lock() -> Any:
@@ -40,9 +40,17 @@ def native_lock() -> Any:
 
 def _thread_pool() -> ThreadPool:
     global _pool
-    if _pool is None or _pool[0] != os.getpid():  # a forked child starts its own threads
-        _pool = (os.getpid(), ThreadPool(POOL_THREADS))
-    return _pool[1]
+    if _pool is None:
+        _pool = ThreadPool(POOL_THREADS)
+    return _pool
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # a forked child starts its own threads
 
 
 def _guarded(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:

@@ -14,6 +14,7 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from mailsrv.store.index import FlagChange, Index, IndexDamaged, MailboxRecord, MessageRecord
@@ -67,8 +68,13 @@ _SEARCHED = {"subject": "subject", "from_": "from_", "to": "to_", "cc": "cc", "b
 
 def _record(row: tuple[object, ...]) -> MailboxRecord:
     record = MailboxRecord(*row)  # type: ignore[arg-type]
-    record.keywords = tuple(json.loads(str(record.keywords)))
+    record.keywords = _keyword_names(str(record.keywords))
     return record
+
+
+@lru_cache(256)
+def _keyword_names(written: str) -> tuple[str, ...]:
+    return tuple(json.loads(written))
 
 
 def _damaged(failure: sqlite3.DatabaseError) -> bool:
