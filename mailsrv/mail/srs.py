@@ -59,7 +59,7 @@ def rewrite(sender: Address, domain: str, secret: bytes, day: int) -> Address | 
     if kind == "SRS0" and sep in _SEPARATORS and rest:
         wrapped = f"{sender.domain}={sep}{rest}"
         local = f"SRS1={_hash(secret, wrapped)}={wrapped}"
-    elif kind == "SRS1" and sep in _SEPARATORS and "=" in rest:
+    elif kind == "SRS1" and sep in _SEPARATORS and _first_hop(rest.partition("=")[2]) is not None:
         wrapped = rest.partition("=")[2]  # without the hash of the server before us, to which it need not go back
         local = f"SRS1={_hash(secret, wrapped)}={wrapped}"
     else:
@@ -88,11 +88,17 @@ def restore(local: str, secrets_: list[bytes], day: int) -> tuple[Address, int] 
             return None
         return Address(original, domain.lower()), day - age
     if kind == "SRS1":
-        domain, equals, original = wrapped.partition("=")
-        if not equals or len(original) < 2 or not _DOMAIN.fullmatch(domain):
-            return None
-        return Address(f"SRS0{original}", domain.lower()), 0  # its own server knows how old it is
+        first = _first_hop(wrapped)
+        return None if first is None else (first, 0)  # its own server knows how old it is
     return None
+
+
+def _first_hop(wrapped: str) -> Address | None:
+    """What SRS1 holds: the address that the first server made. What only looks like it is rewritten as any other."""
+    domain, equals, original = wrapped.partition("=")
+    if not equals or len(original) < 2 or not _DOMAIN.fullmatch(domain):
+        return None
+    return Address(f"SRS0{original}", domain.lower())
 
 
 def _hash(secret: bytes, text: str) -> str:

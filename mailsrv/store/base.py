@@ -323,6 +323,9 @@ class StoreBase:
                 is_folder = names.name_of(entry.name) not in (None, names.INBOX)
                 if is_folder and entry.is_dir(follow_symlinks=False) and os.path.isdir(f"{entry.path}/cur"):
                     present.add(entry.name)
+        for directory in present - (served := names.served(present)):
+            log.warning("folder not served", account=self.account, directory=directory, reason="another has its name")
+        present = served
         found: dict[str, metadata.MailboxMeta] = {}
         for directory in sorted(present):
             meta = metadata.read_mailbox(self.folder(directory))

@@ -41,7 +41,7 @@ class Compared:
     def differs(self, kind: str, what: str) -> None:
         self.differences[kind] += 1
         if len(self.examples) < 5:
-            self.examples.append(f"{kind}: {what}")
+            self.examples.append(f"{kind}: {what}".encode("utf-8", "backslashreplace").decode())
 
 
 def compare(home: str, progress: Callable[[str], None] = lambda name: None) -> Iterator[Compared]:
@@ -51,7 +51,7 @@ def compare(home: str, progress: Callable[[str], None] = lambda name: None) -> I
     try:
         with index.reading():
             records = {record.directory: record for record in index.mailboxes()}
-        folders = set(_folders(maildir))
+        folders = names.served(_folders(maildir))
         for directory in sorted(folders | set(records)):
             progress(names.name_of(directory) or directory)
             found = _looked_at(index, maildir, directory, known=directory in records)

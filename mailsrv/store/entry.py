@@ -29,6 +29,7 @@ HISTORY = 8  # the last attempts that are told of
 MOST_TEXT = 2000
 WAITING, SENT, FAILED, CANCELLED = "waiting", "sent", "failed", "cancelled"
 STATES = (WAITING, SENT, FAILED, CANCELLED)
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 NOTIFY = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
 
@@ -279,10 +280,18 @@ class _Reader:
 
     def text(self, name: str) -> str:
         value: str = self._get(name, str)
+        return self._whole_text(name, value)
+
+    def _whole_text(self, name: str, value: str) -> str:
+        if _HALVES.search(value):  # JSON can say it, and no line and no file can
+            raise EntryDamaged(f"{self._where}.{name} is no text")
         return value
 
     def number(self, name: str) -> float:
-        value = float(self._get(name, (int, float)))
+        try:
+            value = float(self._get(name, (int, float)))
+        except OverflowError:
+            value = math.inf
         if not math.isfinite(value):
             raise EntryDamaged(f"{self._where}.{name} is not a number")
         return value
@@ -307,7 +316,7 @@ class _Reader:
         values: list[str] = self._get(name, list)
         if not all(isinstance(value, str) for value in values):
             raise EntryDamaged(f"{self._where}.{name} is not a list of texts")
-        return values
+        return [self._whole_text(name, value) for value in values]
 
     def numbers(self, name: str) -> tuple[int, int, int] | None:
         if self._value.get(name) is None:
@@ -321,7 +330,9 @@ class _Reader:
         if self._value.get(name) is None:
             return None
         try:
-            return datetime.fromisoformat(self.text(name)).timestamp()
+            at = datetime.fromisoformat(self.text(name)).timestamp()
+            datetime.fromtimestamp(at, UTC)  # it is told in UTC, where the year may be another one
+            return at
         except (ValueError, OverflowError):
             raise EntryDamaged(f"{self._where}.{name} is not a time") from None
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mailsrv.errors import MailboxNameInvalid
@@ -28,6 +29,7 @@ MAX_DIRECTORY_BYTES = 200
 LETTER_FLAGS = {"D": DRAFT, "F": FLAGGED, "R": ANSWERED, "S": SEEN, "T": DELETED}
 _FLAG_TEXT = tuple("".join(letter for letter, bit in LETTER_FLAGS.items() if word & bit) for word in range(32))
 _TAG = re.compile(r",U=(\d{1,10})-(\d{1,10})(?=,|$)")
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # an octet of a file name that is not UTF-8; the index takes text only
 _SIZE = re.compile(r",S=(\d{1,18})(?=,|$)")
 _SIZE_CRLF = re.compile(r",W=(\d{1,18})(?=,|$)")
 
@@ -78,6 +80,11 @@ def tag(base: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def is_text(base: str) -> bool:
+    """Whether the name is UTF-8 on disk."""
+    return _NO_TEXT.search(base) is None
+
+
 def sizes(base: str) -> tuple[int | None, int | None]:
     """(size of the file, size as sent), as far as the name says."""
     stored, sent = _SIZE.search(base), _SIZE_CRLF.search(base)
@@ -85,8 +92,10 @@ def sizes(base: str) -> tuple[int | None, int | None]:
 
 
 def with_tag(base: str, uidvalidity: int, uid: int, stored: int | None = None, sent: int | None = None) -> str:
-    """The base name with our tag in place of any other; `stored` and `sent` become S= and W= (RFC822.SIZE) anew."""
-    base = _TAG.sub("", base)
+    """The base name with our tag in place of any other, and `_` for octets that are no UTF-8; `stored` and `sent`
+    become S= and W= (RFC822.SIZE) anew.
+    """
+    base = _NO_TEXT.sub("_", _TAG.sub("", base))
     if stored is not None:
         base = f"{_SIZE_CRLF.sub('', _SIZE.sub('', base))},S={stored}" + ("" if sent is None else f",W={sent}")
     return f"{base},U={uidvalidity}-{uid}"
@@ -174,7 +183,7 @@ def directory(name: str) -> str:
 
 
 def name_of(folder: str) -> str | None:
-    """The mailbox name of a folder directory; None if it is not one that we would make (and so not ours to serve)."""
+    """The mailbox name that a folder directory means, ours or another program's; None if it means none."""
     if not folder:
         return INBOX
     if not folder.startswith(".") or folder in (".", ".."):
@@ -184,3 +193,15 @@ def name_of(folder: str) -> str | None:
         return name if canonical(name) == name and name != INBOX else None
     except (ValueError, binascii.Error, MailboxNameInvalid):
         return None
+
+
+def served(folders: Iterable[str]) -> set[str]:
+    """The folders that are mailboxes. Others write some names otherwise (Dovecot `.a~b`, we `.a&AH4-b`): where two
+    folders mean one name, ours is served.
+    """
+    chosen: dict[str, str] = {}
+    for folder in sorted(folders):
+        name = name_of(folder)
+        if name is not None and (name not in chosen or directory(name) == folder):
+            chosen[name] = folder
+    return set(chosen.values())

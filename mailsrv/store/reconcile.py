@@ -150,7 +150,7 @@ class _Comparison:
         foreign: list[str] = []
         for base in new:
             tag = names.tag(base)
-            uid = tag[1] if tag and tag[0] == uidvalidity else 0
+            uid = tag[1] if tag and tag[0] == uidvalidity and names.is_text(base) else 0
             known_before = uid in taken or uid in ours or self.index.was_expunged(number, uid)
             if uid >= self.first_unknown and not known_before:
                 ours[uid] = base
@@ -231,7 +231,7 @@ def _size_as_sent(path: str, base: str, stored: int) -> tuple[int, bool]:
     look.
     """
     named, sent = names.sizes(base)
-    if named == stored and sent is not None:
+    if named == stored and sent is not None and stored <= sent <= 2 * stored:
         return sent, sent != stored
     if named == stored and names.tag(base) is not None:
         return stored, False  # written by us, with CRLF

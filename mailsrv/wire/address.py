@@ -71,10 +71,11 @@ def parse_mailbox(text: str) -> Address:
         local, rest = found[0], text[found.end() :]
     if not rest.startswith("@"):
         raise WireError("Not an address", len(text) - len(rest))
+    # A quoted second address (S9, S15), or one that no line, log or queue entry can show as it is.
+    if (quoted and "@" in local) or not local.isprintable():
+        raise WireError("Not an address this server takes")
     if not local or len(local.encode()) > MOST_LOCAL:
         raise WireError("The local part is empty or too long")
-    if quoted and ("@" in local or any(ord(char) < 0x20 or char == "\x7f" for char in local)):
-        raise WireError("Not an address this server takes")  # a quoted second address (S9, S15)
     return Address(local, parse_domain(rest[1:]))
 
 
@@ -91,7 +92,8 @@ def parse_domain(text: str) -> str:
     if text.startswith("["):
         return _literal(text)
     name = text.lower()
-    if len(name.encode()) > MOST_DOMAIN or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+    octets = len(name.encode(errors="surrogatepass"))
+    if octets > MOST_DOMAIN or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         raise WireError("Not a domain")
     if not name.isascii():
         try:

@@ -76,6 +76,7 @@ _CHARSETS |= {"x_sjis": "shift_jis", "x_gbk": "gbk", "iso_8859_8_i": "iso8859_8"
 _CHARSETS |= {"unicode_1_1_utf_7": "utf_7", "cp_850": "cp850", "x_mac_roman": "mac_roman", "windows_874": "cp874"}
 _CHARSETS |= {"ks_c_5601_1987": "cp949", "x_windows_949": "cp949", "cp874": "cp874", "koi8_u": "koi8_u"}
 # Charsets whose ASCII octets are ASCII characters: most mail is, and is decoded without asking the codec.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _PLAIN = {"", "us-ascii", "utf-8", "iso-8859-1", "iso-8859-15", "windows-1252"}
 
 
@@ -96,9 +97,11 @@ def decode_charset(data: bytes, charset: str) -> str:
     if codec is None or codec == "ascii":
         return decode_guess(data)
     try:
-        return decode(data, codec, "replace")
+        text = decode(data, codec, "replace")
     except (UnicodeError, LookupError, ValueError):  # codecs that know no "replace" for some input
         return decode_guess(data)
+    # Python's UTF-7 gives halves of surrogate pairs as they stand: no text, and the index takes text only.
+    return _SURROGATES.sub("\ufffd", text) if codec == "utf_7" else text
 
 
 # --- encoded words --------------------------------------------------------------------------------------------------
@@ -160,21 +163,38 @@ def encode_8bit(value: bytes) -> bytes:
         return value
     out: list[bytes] = []
     run: list[bytes] = []
+    gap: list[bytes] = []  # empty words behind the run: of it, if it goes on behind them
     for word in value.split(b" "):
         if not word.isascii():
-            if not run and out and out[-1].endswith(b"?="):
-                run.append(b"")  # the space before counts: between encoded words only encoded space does
+            # Between encoded words only encoded space counts.
+            run += gap if run else _space_after_encoded_word(out)
             run.append(word)
-            continue
-        if run:
-            if word.startswith(b"=?"):
-                run.append(b"")
-            out.append(_encode_run(b" ".join(run)))
-            run = []
-        out.append(word)
+            gap = []
+        elif run and not word:
+            gap.append(word)
+        else:
+            if run:
+                if word.startswith(b"=?"):
+                    run += [*gap, b""]
+                    gap = []
+                out += [_encode_run(b" ".join(run)), *gap]
+                run, gap = [], []
+            out.append(word)
     if run:
-        out.append(_encode_run(b" ".join(run)))
+        out += [_encode_run(b" ".join(run)), *gap]
     return b" ".join(out)
+
+
+def _space_after_encoded_word(out: list[bytes]) -> list[bytes]:
+    """Takes the empty words off the end of `out`, where an encoded word is before them, and one more for its space."""
+    end = len(out)
+    while end and not out[end - 1]:
+        end -= 1
+    if not end or not out[end - 1].endswith(b"?="):
+        return []
+    taken = [*out[end:], b""]
+    del out[end:]
+    return taken
 
 
 # --- dates ----------------------------------------------------------------------------------------------------------

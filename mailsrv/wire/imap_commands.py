@@ -349,6 +349,11 @@ def _as_flags(c: Cursor, names: list[str]) -> v.FlagList:
     return v.FlagList(system, tuple(dict.fromkeys(keywords)), recent)
 
 
+# It is told in UTC, and a year there has four digits, too.
+_FIRST_SECOND = int(datetime.datetime(1, 1, 1, tzinfo=datetime.UTC).timestamp())
+_LAST_SECOND = int(datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC).timestamp())
+
+
 def _two_digits(c: Cursor, text: bytes, low: int, high: int) -> int:
     if len(text) != 2 or not text.isdigit() or not low <= int(text) <= high:
         raise c.fail("Not a date and time")
@@ -374,7 +379,10 @@ def _date_time(c: Cursor) -> int:
         )  # fmt: skip
     except ValueError:
         raise c.fail("Not a date and time") from None
-    return int(moment.timestamp()) - offset
+    seconds = int(moment.timestamp()) - offset
+    if not _FIRST_SECOND <= seconds <= _LAST_SECOND:
+        raise c.fail("Not a date and time")
+    return seconds
 
 
 def _day(c: Cursor) -> int:

@@ -212,13 +212,13 @@ class WebServer(FakeSink):
     def __init__(self, world, context):
         super().__init__(address="127.0.0.40", tls=context, implicit_tls=True)
         self.requests = []
-        self.kind, self.status, self.body = "text/plain", "200 OK", b""
+        self.kind, self.status, self.body, self.more = "text/plain", "200 OK", b"", "Content-Length: {}"
         self.on["connect"] = self.serve
         world.dns.add("mta-sts.example.org", "A", "127.0.0.40")
 
     def serve(self, connection):
         self.requests.append(connection.read_until(b"\r\n\r\n").decode())
-        head = f"HTTP/1.1 {self.status}\r\nContent-Type: {self.kind}\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        head = f"HTTP/1.1 {self.status}\r\nContent-Type: {self.kind}\r\n{self.more.format(len(self.body))}\r\n\r\n"
         connection.send(head.encode() + self.body)
         return DROP
 
@@ -350,6 +350,18 @@ def test_a_policy_that_is_sent_badly_is_none(sts, web, world):
             setattr(web, name, value)
         sts.restart()
         assert sts.find() is None, change
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [(b"-5\r\nabc", "ValueError"), (b"-1\r\n" + b"x" * 400_000, "too large"), (b"zz\r\n", "IncompleteRead")],
+)
+def test_s29_chunks_of_no_size_are_a_failure_within_bounds(world, web, authority_file, sent, why):
+    """http.client reads a chunk of size -1 as all there is, however much that is (found by fuzzing)."""
+    web.more, web.body = "Transfer-Encoding: chunked", sent
+    with gevent.Timeout(10), pytest.raises(FetchFailed, match=why):
+        fetch("mta-sts.example.org", "/", world.resolver, client_context(verify=True, ca_file=authority_file),
+              seconds=5, limit=1000, port=web.port)  # fmt: skip
 
 
 def test_the_web_servers_certificate_counts(world, tls_of, authority_file):

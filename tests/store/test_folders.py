@@ -69,6 +69,20 @@ def test_r18_a_directory_means_one_name_or_none(directory):
         assert name == names.INBOX or names.directory(name) is not None
 
 
+def test_r18_a_folder_of_another_program_that_means_a_name_of_ours_is_not_served_beside_it(store):
+    """Dovecot writes `.a~b` where we write `.a&AH4-b` (found by fuzzing)."""
+    foreign = Path(store.maildir) / ".a~b"
+    for sub in ("cur", "new", "tmp"):
+        (foreign / sub).mkdir(parents=True)
+    alone = number(store, "a~b")
+    assert [info.name for info in store.mailboxes()].count("a~b") == 1, "alone it is the mailbox"
+    ours = Path(store.maildir) / ".a&AH4-b"
+    for sub in ("cur", "new", "tmp"):
+        (ours / sub).mkdir(parents=True)
+    assert [info.name for info in store.mailboxes()].count("a~b") == 1
+    assert number(store, "a~b") != alone and foreign.is_dir()
+
+
 def test_r20_superiors_are_made_and_stay(store):
     store.create("A/B/C")
     assert {"A", "A/B", "A/B/C"} <= {info.name for info in store.mailboxes()}

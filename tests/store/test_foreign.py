@@ -347,3 +347,22 @@ def test_temporary_files_are_swept_after_a_day_and_a_half(store):
     finally:
         base.time.time = now
     assert young.exists() and not old.exists()
+
+
+HALF = b"Subject: =?utf-7?q?half+2AA-?=\r\nFrom: =?utf-7?b?KzJBQS0=?= <bo@example.org>\r\n\r\nbody\r\n"
+
+
+def test_b14_words_that_are_no_text_keep_nobody_from_the_mailbox(store):
+    """UTF-7 can say half of a surrogate pair, which the index does not take (found by fuzzing)."""
+    drop(store, "1700000000.M1P2.elsewhere", HALF)
+    add(store, word="two")
+    assert list(store.snapshot(INBOX).uids) == [1, 2] and store.read(INBOX, 1) == HALF
+
+
+def test_b14_a_file_name_that_is_no_text_keeps_nobody_from_the_mailbox(store):
+    store.mailboxes()
+    (Path(store.maildir) / "new" / os.fsdecode(b"1700000000.M1P2.\xff\xfe")).write_bytes(text("one"))
+    add(store, word="two")
+    assert sorted(words(store).values()) == ["one", "two"]
+    add(store, word="three")
+    assert sorted(words(store).values()) == ["one", "three", "two"]

@@ -353,7 +353,11 @@ def test_what_has_ended_cannot_be_changed(spool):
         (lambda text: text.replace(b'"attempts": 0', b'"attempts": -1'), "below 0"),
         (lambda text: text.replace(b'"attempts": 0', b'"attempts": true'), "attempts"),
         (lambda text: text.replace(b'"waited_seconds": 0.0', b'"waited_seconds": Infinity'), "waited_seconds"),
+        (lambda text: text.replace(b'"waited_seconds": 0.0', b'"waited_seconds": 1' + b"0" * 400), "waited_seconds"),
         (lambda text: text.replace(b'"next_at": "', b'"next_at": "x'), "next_at"),
+        (lambda text: text.replace(b'"not_before": null', b'"not_before": "9999-12-31T23:59:59-01:00"'), "not_before"),
+        (lambda text: text.replace(b'"envid": ""', rb'"envid": "\ud800"'), "envid"),
+        (lambda text: text.replace(b'"notify": []', rb'"notify": ["\ud800"]'), "notify"),
         (lambda text: text.replace(b'"id": "', b'"id": "0'), "says it is"),
     ],
 )  # fmt: skip

@@ -273,6 +273,8 @@ def test_r24_the_literal_of_a_mailbox_name_is_not_the_message():
         b'a APPEND INBOX "1-Feb-2003 04:05:06 +0100" {5}',
         b'a APPEND INBOX "32-Feb-2003 04:05:06 +0100" {5}',
         b'a APPEND INBOX "01-Feb-2003 25:05:06 +0100" {5}',
+        b'a APPEND INBOX "31-Dec-9999 23:59:59 -0100" {5}',  # the year 10000 in UTC
+        b'a APPEND INBOX "01-Jan-0001 00:00:00 +0100" {5}',
         b"a APPEND INBOX x {5}",
         b"a APPEND & {5}",
         b"a APPEND INBOX (\\Seen {5}",
