@@ -17,14 +17,15 @@ import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from mailsrv.errors import MailboxNotFound, ModSeqTooOld
+from mailsrv.errors import MailboxNotFound, ModSeqTooOld, TemporaryFailure
 from mailsrv.mail.delivery import Deliveries
 from mailsrv.mail.gate import Gate
 from mailsrv.mail.notify import Registry, Subscription
@@ -319,13 +320,24 @@ class Mailbox:
         """Whether `claim_recent` answers without asking the index."""
         return self._recent_below >= self.uidnext
 
+    @contextmanager
+    def _announced_anyway(self, *mailboxes: MailboxId) -> Iterator[None]:
+        """What fails may have been committed before: a directory that cannot be synced. Whoever watches looks."""
+        try:
+            yield
+        except TemporaryFailure:
+            for mailbox in mailboxes:
+                self._owner.registry.publish(mailbox)
+            raise
+
     def store_flags(
         self, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str], unchanged_since: int | None = None
     ) -> Stored:
         store = self._account.store
-        result = self._account.run_for(
-            uids, store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since
-        )
+        with self._announced_anyway(self.id):
+            result = self._account.run_for(
+                uids, store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since
+            )
         if result.changed:
             self._owner.registry.publish(self.id)
         return result
@@ -335,7 +347,8 @@ class Mailbox:
         account = self._account
         to = account.run(account.store.mailbox, target)
         quota = account.account.quota_bytes
-        result = account.run_for(uids, account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
+        with self._announced_anyway(to.id):
+            result = account.run_for(uids, account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
         return result
@@ -343,14 +356,16 @@ class Mailbox:
     def move(self, uids: Sequence[int], target: str, *, whole: bool = False) -> Copied:
         account = self._account
         to = account.run(account.store.mailbox, target)
-        result = account.run_for(uids, account.store.move, self.id.number, uids, to.id.number, whole=whole)
+        with self._announced_anyway(to.id, self.id):
+            result = account.run_for(uids, account.store.move, self.id.number, uids, to.id.number, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
             self._owner.registry.publish(self.id)
         return result
 
     def expunge(self, uids: Sequence[int] | None = None) -> list[int]:
-        gone = self._account.run_for(uids, self._account.store.expunge, self.id.number, uids)
+        with self._announced_anyway(self.id):
+            gone = self._account.run_for(uids, self._account.store.expunge, self.id.number, uids)
         if gone:
             self._owner.registry.publish(self.id)
         return gone

@@ -278,7 +278,13 @@ class AccountStore(Arrivals):
         except BaseException:
             self._undo(done, moving)
             raise
-        self._sync(directories)
+        try:
+            self._sync(directories)
+        except BaseException:
+            if not moving:  # who is told NO will ask again, and would have them twice (RFC 3501 6.4.7)
+                self._undo(done, moving)
+                self._after_failure(target)
+            raise
         return Copied(target_record.uidvalidity, [old for old, _ in pairs], [new for _, new in pairs])
 
     def _undo(self, done: list[tuple[str, str]], moving: bool) -> None:

@@ -320,8 +320,7 @@ class Arrivals(Folders):
                 added.append(keyword)
             bits |= 1 << number
         if len(added) > len(record.keywords):
-            record.keywords = tuple(added)
-            self._write_metadata(record)
+            self._write_metadata(record, keywords=tuple(added))
         return bits
 
 

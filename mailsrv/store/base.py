@@ -23,7 +23,7 @@ from gevent.monkey import get_original
 from mailsrv import log
 from mailsrv.errors import MailboxNotFound, TemporaryFailure
 from mailsrv.store import files, metadata, names
-from mailsrv.store.index import IndexDamaged, MailboxRecord
+from mailsrv.store.index import IndexDamaged, IndexFailed, MailboxRecord
 from mailsrv.store.sqlite import SqliteIndex
 from mailsrv.values import AccountId, MailboxId, MailboxInfo, Prepared
 
@@ -134,6 +134,9 @@ class StoreBase:
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
+            except IndexFailed:
+                self._disconnect(index)
+                raise
         _open_indexes.used(self)
 
     @contextmanager
@@ -151,6 +154,9 @@ class StoreBase:
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
+            except IndexFailed:
+                self._disconnect(index)
+                raise
             finally:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         _open_indexes.used(self)
@@ -231,9 +237,12 @@ class StoreBase:
         for suffix in ("", "-wal", "-shm"):
             files.unlink_quietly(f"{self.home}/index.sqlite3{suffix}")
 
-    def _discard(self, index: SqliteIndex, why: str) -> None:
+    def _disconnect(self, index: SqliteIndex) -> None:
         index.close()
         self._index = None
+
+    def _discard(self, index: SqliteIndex, why: str) -> None:
+        self._disconnect(index)
         self._remove_index(why)
 
     def close_if_free(self) -> bool:
@@ -403,20 +412,25 @@ class StoreBase:
         if last > metadata.MAX_UINT32 - 1:
             raise TemporaryFailure("The mailbox has used up its UIDs")
         if last >= record.uid_mark:
-            record.uid_mark = min(last + 1 + metadata.UID_RESERVE, metadata.MAX_UINT32)
-            self._write_metadata(record)
+            self._write_metadata(record, uid_mark=min(last + 1 + metadata.UID_RESERVE, metadata.MAX_UINT32))
         record.uidnext = last + 1
         # Into the page cache, which a kill -9 does not touch; after a power cut the mark protects the UIDs.
         os.pwrite(self._lock_fd, _INTENT.pack(record.number, record.uidnext), 0)
         return first
 
-    def _write_metadata(self, record: MailboxRecord) -> None:
+    def _write_metadata(
+        self, record: MailboxRecord, *, uid_mark: int | None = None, keywords: tuple[str, ...] | None = None
+    ) -> None:
+        """Write the mailbox's file; what changes in it is true for the record only once it is on disk. The index keeps
+        a record whose operation failed, and would say later that there is nothing to write.
+        """
+        uid_mark = record.uid_mark if uid_mark is None else uid_mark
+        keywords = record.keywords if keywords is None else keywords
         metadata.write_mailbox(
             self.folder(record.directory),
-            metadata.MailboxMeta(
-                record.number, record.uidvalidity, record.uid_mark, record.keywords, record.special_use
-            ),
+            metadata.MailboxMeta(record.number, record.uidvalidity, uid_mark, keywords, record.special_use),
         )
+        record.uid_mark, record.keywords = uid_mark, keywords
 
     def _mtime(self, record: MailboxRecord, in_new: bool) -> int:
         folder = self.folder(record.directory)

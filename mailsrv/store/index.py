@@ -75,7 +75,7 @@ class Index(ABC):
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[None]:
-        """The engine's failures inside are IndexDamaged, or OSError where the index is sound."""
+        """The engine's failures inside are IndexDamaged, or IndexFailed where the index is sound."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
@@ -179,3 +179,9 @@ class IndexDamaged(Exception):
 
 
 OpenIndex = Callable[[str], Index]
+
+
+class IndexFailed(OSError):
+    """The engine could not do it now: a full disk, no descriptors left. The connection is of no further use: one that
+    was opened in such a moment may be for reading only, and would stay so.
+    """

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from mailsrv.store.index import FlagChange, Index, IndexDamaged, MailboxRecord, MessageRecord
+from mailsrv.store.index import FlagChange, Index, IndexDamaged, IndexFailed, MailboxRecord, MessageRecord
 from mailsrv.store.names import path_of
 from mailsrv.values import Changed, Delta, Prepared, Row, Snapshot
 
@@ -129,7 +129,7 @@ class SqliteIndex(Index):
         except sqlite3.DatabaseError as failure:
             if _damaged(failure):
                 raise IndexDamaged(str(failure)) from failure
-            raise OSError(f"index {failure}") from failure
+            raise IndexFailed(f"index {failure}") from failure
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

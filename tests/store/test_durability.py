@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailsrv.errors import TemporaryFailure
-from mailsrv.store import files
+from mailsrv.store import files, metadata
 from mailsrv.store.account import Arrival
 from mailsrv.values import DELETED, FLAGGED, SEEN, FlagOp
 
@@ -230,11 +230,87 @@ def test_b13_copies_are_whole_or_nothing(store, moving):
     assert words(store, archive) == {} and on_disk(Path(store.maildir) / ".Archive") == {}
 
 
+def test_b13_copies_that_cannot_be_synced_are_taken_back(store):
+    """RFC 3501 6.4.7: who is told NO asks again, and must not have them twice."""
+    add(store)
+    archive = number(store, "Archive")
+
+    def fail(step, path):
+        if step == "fsync" and "/.Archive/" in path:
+            raise OSError(errno.EIO, "broken")
+
+    files.on_step(fail)
+    try:
+        with pytest.raises(TemporaryFailure):
+            store.copy(INBOX, [1], archive)
+    finally:
+        files.on_step(None)
+    assert words(store, archive) == {} and on_disk(Path(store.maildir) / ".Archive") == {}
+    assert store.copy(INBOX, [1], archive).target_uids == [2]
+    assert words(store, archive) == {2: "one"}
+
+
+def refuse_metadata(step: str, path: str) -> None:
+    if step == "write" and path.endswith(metadata.MAILBOX_FILE):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def test_s25_a_keyword_that_could_not_be_written_is_written_the_next_time(store):
+    """The message is refused, the record is kept: it must not say that the keyword is on disk."""
+    add(store)  # reserves the UIDs
+    files.on_step(refuse_metadata)
+    try:
+        with pytest.raises(TemporaryFailure):
+            add(store, word="two", keywords=["Fresh"])
+    finally:
+        files.on_step(None)
+    uid = add(store, word="three", keywords=["Fresh"])
+    assert metadata.read_mailbox(store.maildir).keywords == ("Fresh",)
+    store.rebuild()
+    assert flags(store.snapshot(INBOX))[uid] == (0, ("Fresh",))
+
+
+def test_s25_a_reserve_of_uids_that_could_not_be_written_is_written_the_next_time(store):
+    archive = number(store, "Archive")
+    files.on_step(refuse_metadata)
+    try:
+        with pytest.raises(TemporaryFailure):
+            add(store, archive)
+    finally:
+        files.on_step(None)
+    uid = add(store, archive)
+    assert metadata.read_mailbox(store.folder_of(archive)).uid_mark > uid
+
+
+def test_s26_an_index_opened_while_descriptors_were_short_is_opened_again(home, tmp_path):
+    """SQLite opens a file for reading only when it cannot be opened for writing, and would keep it so."""
+    store = account(home)
+    add(store)
+    store.close()
+    done = subprocess.run(
+        [
+            "strace", "-f", "-qq", "-o", str(tmp_path / "trace"), "-P", str(home / "index.sqlite3"),
+            "-e", "trace=openat", "-e", "inject=openat:error=EMFILE:when=1", sys.executable, "-c",
+            WRITER.format(root=str(Path(__file__).parents[2]), home=str(home), count=3).replace(
+                "print(add(", "print(attempt("
+            ), "w",
+        ],
+        input="\n", capture_output=True, text=True, check=True, timeout=50,
+    )  # fmt: skip
+    assert done.stdout.split() == ["refused", "3", "4"], done.stdout  # UID 2 was taken for the one that was refused
+
+
 WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
+from mailsrv.errors import TemporaryFailure
 from tests.store.conftest import account, add
+def attempt(*args, **more):
+    try:
+        return add(*args, **more)
+    except TemporaryFailure:
+        return "refused"
 store = account(Path({home!r}))
 sys.stdin.readline()
 for n in range({count}):
