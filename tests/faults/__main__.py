@@ -1,0 +1,82 @@
+"""bin/run-faults: breaks the server in every way of the fault plan and says whether anything acknowledged was lost."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mailsrv import log
+from tests.faults import calls, kills
+from tests.faults.context import Context
+from tests.faults.report import Result, markdown, table
+
+FAMILIES: dict[str, Callable[[Context], Result]] = {
+    "kills": kills.run,
+    "calls": calls.kills,
+    "errors": calls.errors,
+}
+CYCLES = {"brief": 5, "quick": 60, "long": 500}
+
+
+def main(words: Sequence[str]) -> int:
+    args = _arguments(words)
+    extent = "brief" if args.brief else "quick" if args.quick else "long"
+    log.configure(level="error", format="logfmt")  # what the driver itself does with a store is not of interest
+    directory = Path(tempfile.mkdtemp(prefix="mailsrv-faults-"))
+    directory.chmod(0o755)
+    results = []
+    for name in args.family or FAMILIES:
+        context = Context(directory, args.seed, extent, args.cycles or CYCLES[extent], args.back_seconds, args.broken,
+                          args.operation)  # fmt: skip
+        results.append(_run(name, context))
+    sys.stdout.write("\n" + table(results))
+    if args.output:
+        command = " ".join(["bin/run-faults", *words])
+        machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+        args.output.write_text(markdown(results, command, args.seed, machine))
+    wrong = any(one.wrong for one in results)
+    if wrong or args.keep:
+        print(f"run-faults: kept: {directory}")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return 1 if wrong else 0
+
+
+def _run(name: str, context: Context) -> Result:
+    print(f"run-faults: {name} …", flush=True)
+    begun = time.monotonic()
+    result = FAMILIES[name](context)
+    result.seconds = time.monotonic() - begun
+    print(f"run-faults: {name}: {result.told()}; {len(result.wrong)} violations, {result.seconds:.0f} s", flush=True)
+    for line in result.wrong[:20]:
+        print(f"run-faults:   VIOLATED: {line}", flush=True)
+    return result
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run-faults", description=__doc__)
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="some minutes")
+    extent.add_argument("--brief", action="store_true", help="under a minute, as within the tests")
+    parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be repeated")
+    parser.add_argument("--cycles", type=int, help="kills of the whole server (5, 60 or 500)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed, the same load and the same moments")
+    parser.add_argument("--back-seconds", type=float, default=5.0, help="how soon a server must be back")
+    parser.add_argument("--broken", metavar="NAME", help="run a build that is broken on purpose")
+    parser.add_argument("--operation", help="in calls and errors only this one: delivery, APPEND, COPY …")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a report in Markdown")
+    parser.add_argument("--keep", action="store_true", help="keep the directory, violations or not")
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
