@@ -137,6 +137,12 @@ push_seconds = Histogram(
 )
 pushes = Samples()  # of push_seconds, first
 
+scheduled_messages = Counter(
+    "mailsrv_scheduled_messages_total",
+    "Messages in mailboxes for scheduled mail: taken, returned to their authors, cancelled by them, or ended (sent).",
+    "outcome",
+)  # fmt: skip
+
 canary_seconds = Histogram(
     "mailsrv_canary_seconds", "From the commit of a message to ourselves until a process had been told of it."
 )

@@ -21,6 +21,7 @@ from mailsrv.mail.dkim import Keys
 from mailsrv.mail.intake import Intake, Outgoing, main_domain
 from mailsrv.mail.outbox import Showing
 from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.scheduled import Reading, Rules, Scheduled, Unusable
 from mailsrv.mail.signing import Signer
 from mailsrv.mail.wakeup import NAME, Waker
 from mailsrv.net import https
@@ -38,7 +39,8 @@ from mailsrv.store.files import offload
 from mailsrv.store.policies import PolicyFiles
 from mailsrv.store.spool import Spool
 from mailsrv.values import Address, Envelope, Job, Outcome
-from mailsrv.wire.draft import parse_authors
+from mailsrv.wire.draft import Draft, has_utf8_header, parse_authors, parse_draft, ready_to_send
+from mailsrv.wire.errors import WireError
 from mailsrv.wire.lines import WholeLines
 
 
@@ -139,6 +141,20 @@ def sts_of(config: Config, resolver: Resolver, sources: Sources) -> StsPolicies 
     return mta_sts.Policies(resolver, get, PolicyFiles(f"{config['server.data_dir']}/mta-sts"), offload)
 
 
+def _read_draft(message: bytes, now: float) -> Draft:
+    try:
+        return parse_draft(message, now)
+    except WireError as error:
+        raise Unusable(f"{error.message}.") from None
+
+
+def rules_of(config: Config) -> Rules:
+    return Rules(
+        config["submission.scheduled_mailbox"], config["submission.scheduled_hour"], config["server.hostname"],
+        config["smtp.message_bytes"], config["smtp.recipients"],
+    )  # fmt: skip
+
+
 class Runner:
     """The queue at work, and what else belongs to the one process that sends mail."""
 
@@ -151,15 +167,23 @@ class Runner:
             per_destination=config["queue.attempts_per_destination"], socket_path=socket_path(config),
         )  # fmt: skip
         self._showing = Showing(intake.mailboxes, accounts, self.queue) if config["queue.outbox"] else None
+        self._scheduled: Scheduled | None = None
+        if config["submission.scheduled_mailbox"]:
+            reading = Reading(_read_draft, ready_to_send, has_utf8_header)
+            self._scheduled = Scheduled(intake, accounts, self.queue, rules_of(config), reading)
 
     def start(self) -> None:
         """Raises QueueLocked when another runner works on this queue."""
         self.queue.start(before=self._showing.begin if self._showing is not None else None)
         self._rotation.start()
+        if self._scheduled is not None:
+            self._scheduled.start()
 
     def close(self, deadline: float) -> None:
         """Attempts that go on may end until then (monotonic clock)."""
         self._rotation.close()
+        if self._scheduled is not None:
+            self._scheduled.close()
         if self._showing is not None:
             self._showing.close()
         self.queue.stop(max(0.0, deadline - time.monotonic()))

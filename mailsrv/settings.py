@@ -94,6 +94,15 @@ def _read_text(value: Any) -> str:
     return value
 
 
+def _read_mailbox(value: Any) -> str:
+    if value in (None, ""):
+        return ""
+    parts = value.split("/") if isinstance(value, str) and value.isprintable() and len(value) <= 50 else [""]
+    if not all(parts) or parts[0].lower() in TAKEN_MAILBOXES:
+        raise Wrong(MAILBOX.expects)
+    return str(value)
+
+
 def _read_path(value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise Wrong(PATH.expects)
@@ -233,6 +242,7 @@ def _read_pairs(value: Any) -> tuple[tuple[str, str], ...]:
 
 
 FLAG = Kind("true or false", _read_flag)
+MAILBOX = Kind("the name of a mailbox of its own, such as Scheduled, or nothing", _read_mailbox)
 TEXT = Kind("a text", _read_text)
 PATH = Kind("an absolute path", _read_path)
 OPTIONAL_PATH = Kind("an absolute path, or nothing", _read_optional_path)
@@ -248,6 +258,7 @@ NETWORKS = Kind('a list of networks, such as ["127.0.0.0/8", "2001:db8::/48"]', 
 PAIRS = Kind("a list of {certificate: /path, key: /path}", _read_pairs)
 WORKERS = Kind("auto, or a whole number from 1 to 64", _read_workers)
 
+TAKEN_MAILBOXES = frozenset({"inbox", "drafts", "sent", "junk", "trash", "archive", "outbox"})  # for something else
 MIB = 1024 * 1024
 MOST_SOCKET_PATH = 90  # of 107 that the system allows, without the name in the directory; unix(7)
 
@@ -332,6 +343,10 @@ SETTINGS = (
             "sender's Outbox, where deleting it takes it back. 0: it leaves at once."),
     Setting("submission.future_seconds", _whole(0, 366 * 86400, "seconds"), 30 * 86400, "How far ahead a client may "
             "have a message sent. RFC 4865. 0: not offered."),
+    Setting("submission.scheduled_mailbox", MAILBOX, "", "Mailbox whose messages are sent later, such as Scheduled: "
+            "docs/queue.md. Nothing: there is none. What users already have in a mailbox of that name is sent too."),
+    Setting("submission.scheduled_hour", _whole(0, 23, ""), 8, "When messages in that mailbox leave that name no time, "
+            "by the clock here."),
     Setting("submissions.listen", LISTEN, ["0.0.0.0:465"], "Addresses. RFC 8314.", live=False),
     Setting("imap.listen", LISTEN, ["0.0.0.0:143"], "Addresses.", live=False),
     Setting("imap.heartbeat_seconds", _number(1, 1740, "seconds"), 120, "How often an idling client is sent a sign of "

@@ -134,7 +134,9 @@ def _state(entry: Entry) -> str:
         return "held"
     if any(one.report for one in entry.recipients):
         return "reporting"
-    return "deferred" if any(one.history for one in entry.waiting) else "new"
+    if any(one.history for one in entry.waiting):
+        return "deferred"
+    return "scheduled" if entry.not_before is not None and entry.not_before > time.time() else "new"
 
 
 def _row(entry: Entry, now: Stamp) -> dict[str, Any]:
@@ -239,6 +241,8 @@ def _why(entry: Entry, now: Stamp) -> None:
         print(f"  held: mailsrv queue release {entry.id}")
     if entry.not_before is not None:
         print(f"  not before {_time(entry.not_before)}")
+    if entry.origin.service == states.SCHEDULED:
+        print("  lies in its sender's mailbox for scheduled mail: taken away there, it is cancelled")
     for one in entry.recipients:
         through = f" (through {one.via})" if one.via is not None else ""
         where = f" at {one.destination}" if one.destination and one.destination != one.address.domain else ""

@@ -466,14 +466,18 @@ class Intake:
         MailError if it cannot be delivered now.
         """
         to = None if self.outgoing is None else self.outgoing.postmaster()
-        if to is None:
-            return
+        if to is not None:
+            self.write_to(to, subject, text)
+
+    def write_to(self, to: Address, subject: str, text: str) -> None:
+        """The same, to somebody with a mailbox here."""
+        author = self._out.postmaster() or to
         message = EmailMessage(policy=SMTP)
-        message["From"] = f"mailsrv <{to}>"
+        message["From"] = f"mailsrv <{author}>"
         message["To"] = str(to)
         message["Subject"] = subject
         message["Date"] = email.utils.formatdate(localtime=True)
-        message["Message-ID"] = f"<{os.urandom(12).hex()}@{to.domain}>"
+        message["Message-ID"] = f"<{os.urandom(12).hex()}@{author.domain}>"
         message["Auto-Submitted"] = "auto-generated"  # RFC 3834 5
         message.set_content(text)
         self._post(Letter(to, bytes(message), smtputf8=False, final=True), new_id())

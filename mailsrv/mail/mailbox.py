@@ -504,6 +504,22 @@ class AccountMail:
         if self.run(self.store.remove, number, uid):
             self._owner.registry.publish(MailboxId(self.account.id, number))
 
+    def move(self, number: int, uid: int, target: MailboxInfo) -> None:
+        """One message into another mailbox, if it is still there; announced."""
+        if self.run(self.store.move, number, [uid], target.id.number).target_uids:
+            self._owner.registry.publish(target.id)
+            self._owner.registry.publish(MailboxId(self.account.id, number))
+
+    def special(self, use: str, name: str, *, other_than: MailboxId) -> MailboxInfo:
+        """The mailbox for that use (RFC 6154); without one, the mailbox of that name, made if need be."""
+        for info in self.mailboxes():
+            if info.special_use == use and info.id != other_than:
+                return info
+        try:
+            return self.find(name)
+        except MailboxNotFound:
+            return self.create(name, use)
+
     def stage(self, message: Incoming, *, prefix: bytes) -> Staged:
         """A message for one of several mailboxes: written and synced, to be placed when all are."""
         return self._run_delivery(self.store.stage, Arrival(message, prefix, quota_bytes=self.account.quota_bytes))

@@ -189,14 +189,14 @@ class Showing:
             self._queue.wake(entry.id)
         else:
             self._watch(shown.mailbox, entry.id)
-            self._outbox.mark(account, shown, _states(entry, self._queue.spool.now().wall))
+            self._outbox.mark(account, shown, states_of(entry, self._queue.spool.now().wall))
 
     def _show(self, account: Account, entry: Entry) -> None:
         if entry.id in self._showing:
             return  # another destination's attempt does so
         self._showing.add(entry.id)
         try:
-            path, states = self._queue.spool.message_path(entry.id), _states(entry, self._queue.spool.now().wall)
+            path, states = self._queue.spool.message_path(entry.id), states_of(entry, self._queue.spool.now().wall)
             shown = self._outbox.show(account, entry.id, path, states)
             if shown is not None:
                 self._remember(account, entry.id, shown)
@@ -249,7 +249,8 @@ def _shown(account: Account | None, entry: Entry) -> Shown | None:
     return Shown(MailboxId(account.id, number), uidvalidity, uid)
 
 
-def _states(entry: Entry, now: float) -> list[str]:
+def states_of(entry: Entry, now: float) -> list[str]:
+    """The keywords of a waiting entry."""
     states = [HELD] if entry.hold else []
     if entry.not_before is not None and entry.not_before > now:
         states.append(SCHEDULED)

@@ -27,7 +27,7 @@ from mailsrv.errors import MailError, TemporaryFailure
 from mailsrv.mail import bounce
 from mailsrv.mail.lanes import Lane, Lanes
 from mailsrv.mail.wakeup import Wakeups
-from mailsrv.store.entry import CANCELLED, FAILED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
+from mailsrv.store.entry import CANCELLED, FAILED, SCHEDULED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.files import offload
 from mailsrv.store.spool import EntryGone, Ownership, Spool
 from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
@@ -97,11 +97,13 @@ class _Turn:
 @dataclass(slots=True)
 class Hooks:
     """Who wants to hear. `changed`: the entry was written, or has ended (`entry.over`). `may_go`: asked before each
-    attempt; False cancels what still waits.
+    attempt; False cancels what still waits. `may_end`: asked before a SCHEDULED entry that is over ends; False: it is
+    asked again later.
     """
 
     changed: list[Callable[[Entry], None]] = field(default_factory=list)
     may_go: list[Callable[[Entry], bool]] = field(default_factory=list)
+    may_end: list[Callable[[Entry], bool]] = field(default_factory=list)
 
 
 class Queue:
@@ -284,8 +286,8 @@ class Queue:
         self._line_up(entry, now)
 
     def _put_back(self, entry: Entry, wait: float) -> None:
-        if entry.over:  # the command line cancelled all that waited
-            self._finish(entry.id)
+        if entry.over:  # the command line cancelled all that waited, or somebody is to be asked first
+            self._finish(entry)
             return
         self._tell(entry)
         self._release(entry.id, wait)
@@ -420,7 +422,7 @@ class Queue:
                     self._apply(entry, one, destination, outcome, now, after)
             if after is None:
                 entry.asked_at = None
-            return not entry.over or others
+            return not entry.over or others or self._is_asked_for(entry)
 
         pause = 0.1
         while True:
@@ -440,7 +442,7 @@ class Queue:
                 gevent.sleep(pause)
                 pause = min(pause * 2, AGAIN_SECONDS)
         self._log(entry, outcomes)
-        if entry.over and others:
+        if entry.over and (others or self._is_asked_for(entry)):
             return 0.0  # whoever is last ends it
         self._tell(entry)
         if entry.over:
@@ -517,21 +519,29 @@ class Queue:
             for one in entry.waiting:
                 one.state = CANCELLED
                 self.counters.cancelled += 1
-            return not entry.over or busy
+            return not entry.over or busy or self._is_asked_for(entry)
 
         try:
             entry = offload(self.spool.change, id, cancel)
         except (EntryGone, EntryDamaged):
             return 0.0
         log.info("cancelled", id=id)
-        if entry.over and busy:
+        if entry.over and (busy or self._is_asked_for(entry)):
             self.wake(id)
             return 0.0
         self._tell(entry)
         return None if entry.over else 0.0
 
-    def _finish(self, id: str) -> None:
+    def _is_asked_for(self, entry: Entry) -> bool:
+        """Whether somebody wants to be asked before the entry ends."""
+        return bool(self.hooks.may_end) and entry.origin.service == SCHEDULED
+
+    def _finish(self, entry: Entry) -> None:
         """Nothing is left to be done for the entry: it ends, unless that has changed."""
+        id = entry.id
+        if self._is_asked_for(entry) and not all(may_end(entry) for may_end in self.hooks.may_end):
+            self._release(id, AGAIN_SECONDS)
+            return
         try:
             entry = offload(self.spool.change, id, lambda entry: not entry.over)
         except (EntryGone, EntryDamaged):
@@ -563,7 +573,7 @@ class Queue:
             for one in current.recipients:
                 if told.get(one.address) == one.report:
                     one.report = ""
-            return not current.over
+            return not current.over or self._is_asked_for(current)
 
         try:
             entry = offload(self.spool.change, entry.id, forget)
@@ -574,10 +584,12 @@ class Queue:
             log.error("result not written yet", id=entry.id, error=str(failure))
             self._release(entry.id, AGAIN_SECONDS)
             return
-        if entry.over:
+        if entry.over and not self._is_asked_for(entry):
             self.counters.ended += 1
             self._tell(entry)
-        self._release(entry.id, None if entry.over else entry.wait(self.spool.now()))
+            self._release(entry.id, None)
+            return
+        self._release(entry.id, entry.wait(self.spool.now()))
 
     def _post(self, entry: Entry, recipients: list[Recipient], kind: bounce.Kind) -> None:
         if not recipients:

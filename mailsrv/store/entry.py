@@ -28,6 +28,7 @@ MOST_GAP = 24 * 3600.0
 HISTORY = 8  # the last attempts that are told of
 MOST_TEXT = 2000
 WAITING, SENT, FAILED, CANCELLED = "waiting", "sent", "failed", "cancelled"
+SCHEDULED = "scheduled"  # Origin.service of messages that their senders put into a mailbox to be sent later
 STATES = (WAITING, SENT, FAILED, CANCELLED)
 _HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -171,7 +172,7 @@ class Entry:
 
     def wait(self, now: Stamp) -> float:
         """Seconds until there is something to do; infinite if that needs somebody's word."""
-        if any(one.report for one in self.recipients):
+        if self.over or any(one.report for one in self.recipients):
             return 0.0
         if self.hold:
             return math.inf

@@ -193,6 +193,26 @@ class Spool:
         """Stage and commit in one task."""
         self.commit(self.stage(entry, message, prefix))
 
+    def put_once(self, entry: Entry, message: Incoming, prefix: bytes = b"") -> bool:
+        """`put` for the runner alone, of an entry whose id says what it is made of: made again after a crash, it is the
+        same one. False: it is there already.
+        """
+        with files.storage_errors("Looking into the queue"):
+            if os.path.lexists(self.envelope_path(entry.id)):
+                return False
+            for path in (f"{self.tmp_dir}/{entry.id}.eml", self.message_path(entry.id)):  # half made by somebody killed
+                if os.path.lexists(path):
+                    files.unlink(path)
+        self.put(entry, message, prefix)
+        return True
+
+    def exists(self, id: str) -> bool:
+        return os.path.lexists(self.envelope_path(id))
+
+    def is_damaged(self, id: str) -> bool:
+        """Whether an entry of that name was put aside."""
+        return os.path.lexists(f"{self.damaged_dir}/{id}.why")
+
     def _sync(self, id: str) -> None:
         files.sync_directory(f"{self.root}/{id[-2:]}")
 

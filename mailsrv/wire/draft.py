@@ -24,7 +24,7 @@ SEND_AT = b"x-send-later-at"  # as Thunderbird's Send Later writes it
 _AUTHORS = frozenset({
     b"bcc", b"date", b"return-path", SEND_AT, b"x-send-later-uuid", b"x-send-later-recur", b"x-send-later-args",
     b"x-send-later-cancel-on-reply", b"x-mozilla-draft-info", b"x-mozilla-status", b"x-mozilla-status2",
-    b"x-mozilla-keys",
+    b"x-mozilla-keys", b"x-mailsrv-queue-id",
 })  # fmt: skip
 
 
@@ -65,6 +65,8 @@ def parse_draft(message: bytes, now: float) -> Draft:
     if not recipients:
         raise WireError("No recipient in To, Cc or Bcc")
     asked = _time(fields.get(SEND_AT))
+    if asked is None and fields.get(SEND_AT):
+        raise WireError("X-Send-Later-At is no date and time")
     dated = _time(fields.get(b"date"))
     return Draft(senders[0], recipients, asked if asked is not None else dated if dated and dated > now else None)
 
@@ -108,8 +110,19 @@ def _time(values: list[bytes] | None) -> float | None:
         return None
 
 
-def ready_to_send(message: bytes, at: float) -> bytes:
-    """The message as it goes out at that time: without Bcc and what only its author's program needs, dated then."""
+def ready_to_send(message: bytes, at: float, message_id: str) -> bytes:
+    """The message as it goes out at that time: without Bcc and what only its author's program needs, dated then, and
+    called `message_id` if it has no name yet.
+    """
     end = header_end(message)
     kept = header_fields(message[:end], _AUTHORS, invert=True)  # the empty line included
-    return b"Date: %b\r\n%b%b" % (email.utils.formatdate(at, localtime=True).encode(), kept, message[end:])
+    named = b"message-id" in parse_fields(message[:end])
+    added = f"Date: {email.utils.formatdate(at, localtime=True)}\r\n" + (
+        "" if named else f"Message-ID: {message_id}\r\n"
+    )
+    return b"%b%b%b" % (added.encode(), kept, message[end:])
+
+
+def has_utf8_header(message: bytes) -> bool:
+    """Whether the header needs SMTPUTF8 (RFC 6531 3.4)."""
+    return not message[: header_end(message)].isascii()

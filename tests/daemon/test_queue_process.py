@@ -59,3 +59,20 @@ def test_b21_a_killed_runner_is_replaced_and_goes_on(daemon, imap):
     ]
     assert server.stop() == 0
     assert waiting(server)["runner_pid"] is None
+
+
+def test_what_a_worker_puts_into_the_mailbox_for_scheduled_mail_the_runner_sends(daemon, imap):
+    server = daemon(**{"server.workers": 2, "submission.scheduled_mailbox": "Scheduled"})
+    client = imap(server.connect("imap"))
+    client.ok("CREATE Scheduled")
+    text = f"From: ann@{DOMAIN}\r\nTo: bo@{DOMAIN}\r\nSubject: Later\r\n\r\nText.\r\n"
+    client.ok(f"APPEND Scheduled {{{len(text)}+}}\r\n{text}")
+    [row] = until(lambda: json.loads(server.command("queue", "list", "--json").stdout), "an entry")
+    assert row["state"] == "scheduled" and row["sender"] == f"ann@{DOMAIN}" and row["recipients"] == [f"bo@{DOMAIN}"]
+    assert "lies in its sender's mailbox for scheduled mail" in server.command("queue", "why", row["id"]).stdout
+    assert "scheduled id=" in server.log.read_text()
+    server.command("queue", "retry", row["id"])
+    until(lambda: list(server.maildir("bo").glob("new/*")), "delivered")
+    until(lambda: list((server.maildir("ann") / ".Sent" / "cur").glob("*")), "put away")
+    assert b"".join(client.ok("STATUS Scheduled (MESSAGES)")).count(b"MESSAGES 0") == 1
+    assert server.stop() == 0

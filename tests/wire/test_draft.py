@@ -88,13 +88,25 @@ def test_recipients_that_would_not_all_be_read_are_an_error(lines, reason):
         (["X-Send-Later-At: Fri, 27 Nov 2026 08:00:00 +0000"], "Fri, 27 Nov 2026 08:00:00 +0000"),
         (["Date: Thu, 26 Nov 2026 08:00:00 +0100", "X-Send-Later-At: Fri, 27 Nov 2026 08:00:00 +0000"],
          "Fri, 27 Nov 2026 08:00:00 +0000"),
-        (["X-Send-Later-At: soon"], None),
         (["Date: Thu, 99 Nov 9999999 08:00:00"], None),
     ],
 )  # fmt: skip
 def test_the_time_its_author_asked_for(lines, at):
     found = parse_draft(draft("From: ann@example.com", "To: bo@example.org", *lines), NOW)
     assert found.send_at == (None if at is None else parsedate_to_datetime(at).timestamp())
+
+
+def test_a_time_that_cannot_be_read_is_not_guessed_at():
+    with pytest.raises(WireError, match="no date and time"):
+        parse_draft(draft("From: ann@example.com", "To: bo@example.org", "X-Send-Later-At: soon"), NOW)
+
+
+def test_a_message_without_a_name_is_given_one():
+    text = draft("From: ann@example.com", "To: bo@example.org")
+    sent = email.message_from_bytes(ready_to_send(text, NOW, "<new@mx.example.com>"))
+    assert sent["Message-ID"] == "<new@mx.example.com>"
+    named = draft("From: ann@example.com", "message-id: <old@example.com>", "To: bo@example.org")
+    assert email.message_from_bytes(ready_to_send(named, NOW, "<new@x>")).get_all("Message-ID") == ["<old@example.com>"]
 
 
 def test_what_goes_out_has_no_bcc_and_the_date_it_goes_out_at():
@@ -110,9 +122,9 @@ def test_what_goes_out_has_no_bcc_and_the_date_it_goes_out_at():
         "X-Mozilla-Draft-Info: internal/draft",
         body=b"Bcc: stays in the body\r\n",
     )
-    sent = ready_to_send(text, NOW)
+    sent = ready_to_send(text, NOW, "<new@mx.example.com>")
     message = email.message_from_bytes(sent)
-    assert [name for name, _ in message.items()] == ["Date", "From", "To", "Subject"]
+    assert [name for name, _ in message.items()] == ["Date", "Message-ID", "From", "To", "Subject"]
     assert format_datetime(parsedate_to_datetime(message["Date"])) and (
         parsedate_to_datetime(message["Date"]).timestamp() == NOW
     )
@@ -128,4 +140,4 @@ def test_anything_is_a_draft_or_a_wire_error(data):
         except WireError:
             continue
         assert isinstance(found, Draft) and found.recipients
-        assert b"\r\n\r\n" in ready_to_send(text, NOW)
+        assert b"\r\n\r\n" in ready_to_send(text, NOW, "<x@y>")
