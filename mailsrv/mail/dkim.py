@@ -87,6 +87,11 @@ class Keys:
 
     # -------------------------------------------------------------- looking
 
+    @property
+    def there(self) -> bool:
+        """False where nobody ever made keys: nothing need be read to know that nothing is signed."""
+        return os.path.isdir(self._directory)
+
     def domains(self) -> list[str]:
         """The domains that have keys."""
         try:

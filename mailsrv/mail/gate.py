@@ -4,7 +4,7 @@ All Python threads share one interpreter lock, so more of them at work do not ma
 its turn, and so does the event loop, on which everybody's news depends. What more threads do hide is the disk's
 latency.
 
-Imports: gevent.event.
+Imports: store.files, gevent.event.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from collections.abc import Callable
 
 from gevent.event import Event
 
+from mailsrv.store.files import sync_seconds
+
 PATIENCE_SECONDS = 0.1
+LEAST_WRITERS, MOST_WRITERS = 2, 16
+WRITER_SECONDS = 0.0015  # about, besides its syncs
+
+
+def writers_at_once() -> int:
+    """As many as hide the disk's latency: two where a sync takes a fraction of a millisecond, more on slower disks."""
+    return min(MOST_WRITERS, LEAST_WRITERS + int(sync_seconds() / WRITER_SECONDS))
 
 
 class Gate:

@@ -27,11 +27,11 @@ from gevent.lock import BoundedSemaphore
 
 from mailsrv.errors import MailboxNotFound, ModSeqTooOld, TemporaryFailure
 from mailsrv.mail.delivery import Deliveries
-from mailsrv.mail.gate import Gate
+from mailsrv.mail.gate import Gate, writers_at_once
 from mailsrv.mail.notify import Registry, Subscription
 from mailsrv.mail.pushes import Pushes
 from mailsrv.store.account import AccountStore, Arrival, Incoming, Prepare, Staged
-from mailsrv.store.files import offload, sync_seconds
+from mailsrv.store.files import offload
 from mailsrv.store.names import INBOX
 from mailsrv.values import (
     Account,
@@ -60,8 +60,6 @@ LOG_LENGTH = 4096
 NOTICED = 16  # of the messages of one look
 LOOKS_AT_ONCE, WORKS_AT_ONCE = 3, 1
 FEW = 20  # messages
-LEAST_DELIVERIES, MOST_DELIVERIES = 2, 16
-DELIVERY_SECONDS = 0.0015  # about, besides its syncs
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,7 +544,7 @@ class Mailboxes:
         on_open: Callable[[Mailbox, str], None] | None = None, on_close: Callable[[Mailbox], None] | None = None,
     ) -> None:  # fmt: skip
         self.registry = registry
-        self.delivering = Gate(_deliveries_at_once)
+        self.delivering = Gate(writers_at_once)
         self.looking = Gate(lambda: LOOKS_AT_ONCE)
         self.working = Gate(lambda: WORKS_AT_ONCE)
         self._prepare, self._host = prepare, host
@@ -649,8 +647,3 @@ class Mailboxes:
             return
         state.note_commit(appended, accepted_at)
         self.registry.publish(appended.mailbox, known=state.take(appended))
-
-
-def _deliveries_at_once() -> int:
-    """As many as hide the disk's latency: two where a sync takes a fraction of a millisecond, more on slower disks."""
-    return min(MOST_DELIVERIES, LEAST_DELIVERIES + int(sync_seconds() / DELIVERY_SECONDS))

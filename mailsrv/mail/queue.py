@@ -5,8 +5,8 @@ recipients have in common, `deliver` is the way into our own mailboxes, `post` t
 on disk before anything is forgotten; a report is on its way, durably, before its reason is. What is kept in memory of
 a waiting entry is its id and when to look at it.
 
-Imports: mail.{bounce,lanes,wakeup}, store, log, errors, values, gevent.    docs/decisions/0009-the-queue.md; RFC 5321
-4.5.4.
+Imports: mail.{bounce,gate,lanes,wakeup}, store, log, errors, values, gevent.    docs/decisions/0009-the-queue.md;
+RFC 5321 4.5.4.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from gevent.pool import Pool
 from mailsrv import log
 from mailsrv.errors import MailError, TemporaryFailure
 from mailsrv.mail import bounce
+from mailsrv.mail.gate import Gate, writers_at_once
 from mailsrv.mail.lanes import Lane, Lanes
 from mailsrv.mail.wakeup import Wakeups
 from mailsrv.store.entry import CANCELLED, FAILED, SCHEDULED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.files import offload
-from mailsrv.store.spool import EntryGone, Ownership, Spool
+from mailsrv.store.spool import EntryGone, Ownership, Spool, time_of
 from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
 
 LOCAL = "local"  # the destination that is our own mailboxes
@@ -41,6 +42,7 @@ FRESH_SECONDS = 1.0  # an entry read that lately need not be read again
 KEPT_OPEN = 2000  # entries held in memory for an attempt that is near
 RECIPIENTS_PER_JOB = 100  # RFC 5321 4.5.3.1.8: no host need take more at once
 AGAIN_SECONDS = 60.0  # after the disk failed
+AT_HAND_SECONDS = 30.0  # entries younger than that are read without a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ class Queue:
         self._stir = Event()
         self._stopping = False
         self._started_wall = 0.0
+        self._writing = Gate(writers_at_once)
         self._openers = Pool(OPENERS)
         self._attempts = Pool()
         self._greenlets: list[gevent.Greenlet] = []
@@ -245,12 +248,17 @@ class Queue:
     def _load(self, id: str) -> Entry | None:
         """The entry; None if it has ended or had to be put aside. TemporaryFailure passes."""
         try:
-            return offload(self.spool.load, id)
+            entry = self.spool.load_at_hand(id) if self._is_fresh(id) else None
+            return entry or offload(self.spool.load, id)
         except EntryGone:
             return None
         except EntryDamaged as damage:
             self._put_aside(id, str(damage))
             return None
+
+    def _is_fresh(self, id: str) -> bool:
+        """Whether the entry was made a moment ago, so that the system has its files in memory."""
+        return 0 <= self.spool.now().wall - time_of(id) < AT_HAND_SECONDS
 
     def _put_aside(self, id: str, reason: str) -> None:
         self.counters.damaged += 1
@@ -361,7 +369,10 @@ class Queue:
         # A message that was accepted before this runner began is looked at with more care than one just written.
         thoroughly = entry.arrived_at < self._started_wall or any(one.attempts for one in due)
         try:
-            offload(self.spool.check, entry, thoroughly=thoroughly)
+            if not thoroughly and self._is_fresh(entry.id):
+                self.spool.check(entry, thoroughly=False)
+            else:
+                offload(self.spool.check, entry, thoroughly=thoroughly)
         except EntryGone:
             return None
         except EntryDamaged as damage:
@@ -427,7 +438,8 @@ class Queue:
         pause = 0.1
         while True:
             try:
-                entry = offload(self.spool.change, id, merge)
+                with self._writing:
+                    entry = offload(self.spool.change, id, merge)
                 break
             except EntryGone:
                 for outcome in outcomes:

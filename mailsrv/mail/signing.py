@@ -232,7 +232,7 @@ class Signer:
         """DKIM-Signature fields, each with its line end; b"" for what is not signed. Other greenlets go on meanwhile.
         Raises OSError if the message cannot be read.
         """
-        if not job.account and not job.ours:
+        if (not job.account and not job.ours) or not self._keys.there:
             return b""
         with self._turns[hash(job.id) % STRIPES]:  # an entry for many destinations is signed once, the others wait
             known = self._made.pop(job.id, None)

@@ -24,7 +24,7 @@ from gevent.monkey import get_original
 from mailsrv import log
 from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
-from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_json
+from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_text
 from mailsrv.store.files import Incoming
 
 PARTS = frozenset(f"{number:02x}" for number in range(256))  # directories, by the end of the id
@@ -32,6 +32,7 @@ LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0  # what is half made is left alone that long
 HELD_SECONDS = 365 * 24 * 3600.0  # the mtime of an entry that waits for nothing but a word
 MOST_JSON = 64 * 1024 * 1024
+AT_HAND_OCTETS = 8 * 1024  # of JSON that is read without a thread: some ten recipients
 _ID = re.compile(r"[0-9a-f]{18}")
 
 _sleep: Callable[[float], None] = get_original("time", "sleep")
@@ -124,10 +125,15 @@ class Spool:
         try:
             if taken is None:
                 text = message.text()
-                files.write_all(fd, prefix if text is None else prefix + text)
+                whole = prefix if text is None else prefix + text
+                files.write_all(fd, whole)
                 if text is None:
                     message.write_to(fd)
-            entry.size, entry.sha256 = _digest(fd)
+                    entry.size, entry.sha256 = _digest(fd)
+                else:
+                    entry.size, entry.sha256 = len(whole), hashlib.sha256(whole).hexdigest()
+            else:
+                entry.size, entry.sha256 = _digest(fd)
             files.step("fsync", path)
             files.sync(fd)
         except BaseException:
@@ -146,7 +152,7 @@ class Spool:
                 files.step("create", path)
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
-                    files.write_all(fd, json.dumps(to_json(entry), indent=1, ensure_ascii=False).encode() + b"\n")
+                    files.write_all(fd, to_text(entry))
                     if owner is not None and owner.st_uid != os.geteuid():
                         os.fchown(fd, owner.st_uid, owner.st_gid)  # root's change must not lock the server out
                     due = now.wall + min(entry.wait(now), HELD_SECONDS)
@@ -222,18 +228,21 @@ class Spool:
         """The entry as it is now. Raises EntryGone, EntryDamaged, TemporaryFailure."""
         with files.storage_errors("Reading the queue"):
             try:
-                with open(self.envelope_path(id), "rb") as file:
-                    text = file.read(MOST_JSON)
+                with open(self.envelope_path(id), "rb", buffering=0) as file:
+                    # Not more than there is: a buffer for the most there may be costs a mapping of its own each time.
+                    text = file.read(min(os.fstat(file.fileno()).st_size, MOST_JSON))
             except FileNotFoundError:
                 raise EntryGone(id) from None
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise EntryDamaged(f"not JSON: {problem}") from None
-        entry = from_json(value)
-        if entry.id != id:
-            raise EntryDamaged(f"the entry says it is {entry.id[:40]!r}")
-        return entry
+        return _parse(id, text)
+
+    def load_at_hand(self, id: str) -> Entry | None:
+        """The same of a small entry that was written a moment ago, without waiting for the disk; None for others."""
+        with files.storage_errors("Reading the queue"):
+            try:
+                text = files.read_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
+            except FileNotFoundError:
+                raise EntryGone(id) from None
+        return None if text is None else _parse(id, text)
 
     def check(self, entry: Entry, *, thoroughly: bool) -> None:
         """Raises EntryDamaged unless the message is as it was accepted: its size, `thoroughly` its octets too."""
@@ -412,9 +421,21 @@ def _unlink_older(path: str, before: float) -> int:
     return 0
 
 
+def _parse(id: str, text: bytes) -> Entry:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise EntryDamaged(f"not JSON: {problem}") from None
+    entry = from_json(value)
+    if entry.id != id:
+        raise EntryDamaged(f"the entry says it is {entry.id[:40]!r}")
+    return entry
+
+
 def _digest(fd: int) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
-    while chunk := os.pread(fd, files.COPY_BYTES, size):
+    most = min(files.COPY_BYTES, os.fstat(fd).st_size + 1)
+    while chunk := os.pread(fd, most, size):
         digest.update(chunk)
         size += len(chunk)
     return size, digest.hexdigest()
