@@ -1,20 +1,21 @@
 """How fast mail leaves, beside Postfix in the same run; what 100,000 waiting messages cost; who suffers from whom.
 
-    sudo .venv/bin/python bench/sending.py [rate] [queue] [hang] [push] [--messages 10000] [--rounds 3] [--entries 100000]
+    sudo .venv/bin/python bench/sending.py [rate] [queue] [hang] [push] [--messages 10000] [--rounds 3]
 
-rate   N messages of 4 KB to 100 domains, submitted by 20 connections over TLS, until smtp-sink has all of them: messages
-       per second, seconds until the last was accepted, CPU of all processes of the server for each message. mailsrv and
-       Postfix in turn, the other one first in each round; medians. With --sign mailsrv signs (DKIM), Postfix does not.
-queue  N deferred messages on disk: how long the runner takes to know them, its memory, `queue list`, what a retry of
-       one message opens and lists, how late the event loop is meanwhile.
+rate   N messages of 4 KB to 100 domains, submitted by 20 connections over TLS, until smtp-sink has all of them:
+       messages per second, seconds until the last was accepted, CPU of all processes of the server for each message.
+       mailsrv and Postfix in turn, the other one first in each round; medians. With --sign mailsrv signs (DKIM),
+       Postfix does not.
+queue  --entries (100,000) deferred messages on disk: how long the runner takes to know them, its memory, `queue list`,
+       what a retry of one message opens and lists, how late the event loops are meanwhile.
 hang   N messages to 100 domains with one that accepts connections and never says a word, and without.
 push   250 to EXISTS of a message to a mailbox here, with nothing else to do and while N messages go out.
 
-Needs root (the world's name server is on port 53 of a loopback address, which only the Postfix started here is told of, by
-a mount of its own over /etc/resolv.conf), Debian's `postfix` (with smtp-sink) and `strace`. All is on loopback, below one
-temporary directory, and ends by itself. Both servers keep their defaults, but for 100 attempts at once instead of 200 in
-mailsrv, which is Postfix's number of processes; both ask the same name server, look for MX and A, and find the same ten
-sinks. Postfix takes the mail by address, mailsrv after AUTH.
+Needs root, Debian's `postfix` (with smtp-sink) and `strace`. The world's name server is on port 53 of a loopback
+address, of which only the Postfix started here is told, by a mount of its own over /etc/resolv.conf. All is on
+loopback, below one temporary directory, and ends by itself. Both servers keep their defaults, but for 100 attempts at
+once instead of 200 in mailsrv, which is Postfix's number of processes; both ask the same name server and find the same
+ten sinks. Postfix takes the mail by address, mailsrv after AUTH.
 """
 
 from __future__ import annotations
@@ -49,7 +50,13 @@ HANGING = "hangs.example"
 CONNECTIONS, AT_ONCE = 20, 100
 SECONDS = 300.0  # for whatever must happen
 TICK = os.sysconf("SC_CLK_TCK")
-HEAD = b"From: u0@bench.test\r\nTo: %b\r\nSubject: Number %d of many\r\nDate: Tue, 24 Nov 2026 08:00:00 +0000\r\nMessage-ID: <%d.%d@bench.test>\r\n\r\n"
+HEAD = b"""From: u0@bench.test
+To: %b
+Subject: Number %d of many
+Date: Tue, 24 Nov 2026 08:00:00 +0000
+Message-ID: <%d.%d@bench.test>
+
+""".replace(b"\n", b"\r\n")
 BODY = b"A line of text that is neither long nor short.\r\n" * 83
 
 
@@ -203,8 +210,9 @@ def pss_mib(pid: int) -> float:
 def make_certificate(directory: str) -> tuple[str, str]:
     paths = f"{directory}/certificate.pem", f"{directory}/key.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30",
-         "-subj", "/CN=mx.bench.test", "-out", paths[0], "-keyout", paths[1]], check=True, stderr=subprocess.DEVNULL,
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "30", "-subj", "/CN=mx.bench.test", "-out", paths[0], "-keyout", paths[1]],
+        check=True, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     return paths
 
@@ -283,7 +291,12 @@ class Postfix:
 
         from tests.fakes.postfix import SERVICES
 
-        self.directory, self.port, self._etc, self.queue = directory, free_port(), f"{directory}/etc", f"{directory}/queue"
+        self.directory, self.port, self._etc, self.queue = (
+            directory,
+            free_port(),
+            f"{directory}/etc",
+            f"{directory}/queue",
+        )
         for path in (directory, self._etc, self.queue, f"{directory}/lib"):
             os.makedirs(path, mode=0o755)
         os.chown(f"{directory}/lib", pwd.getpwnam("postfix").pw_uid, -1)
@@ -480,8 +493,12 @@ def rate(directory: str, world: World, certificate: tuple[str, str], args: argpa
         for server in servers if number % 2 else reversed(servers):
             figures[server.name].append(one_round(server, world, args.messages))
             speed, submitting, cpu = figures[server.name][-1]
-            print(f"  {server.name}: {speed:.0f}/s, accepted after {submitting:.1f} s, {cpu:.2f} ms CPU each", flush=True)
-    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()}
+            print(
+                f"  {server.name}: {speed:.0f}/s, accepted after {submitting:.1f} s, {cpu:.2f} ms CPU each", flush=True
+            )
+    medians = {
+        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in figures.items()
+    }
     for name, (speed, submitting, cpu) in medians.items():
         print(f"rate {name}: {speed:.0f} messages/s, all accepted after {submitting:.1f} s, {cpu:.2f} ms CPU each "
               f"({args.messages} messages, median of {args.rounds})")  # fmt: skip
@@ -509,7 +526,9 @@ def make_entries(root: str, count: int) -> str:
         address = Address(f"r{number}", DOMAINS[number % 100])
         one = Recipient(address, destination=address.domain, next_at=now.wall + 7200 + number % 3600)
         one.note(Outcome(address, Disposition.LATER, 451, "4.7.1", "Greylisted, come again"), now.wall)
-        entry = Entry(id, Envelope(Address("u0", "bench.test")), [one], Origin(0, "s", "smtp"), len(text), digest, now.wall)
+        entry = Entry(
+            id, Envelope(Address("u0", "bench.test")), [one], Origin(0, "s", "smtp"), len(text), digest, now.wall
+        )
         entry.touch(now)
         os.makedirs(f"{root}/{id[-2:]}", exist_ok=True)
         with open(spool.message_path(id), "wb") as file:
@@ -524,13 +543,20 @@ def hub_delays(text: str) -> list[float]:
     return [float(ms) for ms in re.findall(r" hub-delay longest_ms=([\d.]+)", text)]
 
 
+def tracer(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return int(file.read().partition("TracerPid:")[2].split()[0])
+
+
 def traced(pid: int, act: Callable[[], Any]) -> Counter[str]:
     """How often the process listed a directory or opened a file while `act` ran and two seconds after."""
     with tempfile.NamedTemporaryFile("r") as out:
         calls = "trace=getdents64,openat,newfstatat,statx"
-        strace = subprocess.Popen(["strace", "-f", "-qq", "-e", calls, "-o", out.name, "-p", str(pid)], stderr=subprocess.DEVNULL)
+        strace = subprocess.Popen(
+            ["strace", "-f", "-qq", "-e", calls, "-o", out.name, "-p", str(pid)], stderr=subprocess.DEVNULL
+        )
         try:
-            until(lambda: open(f"/proc/{pid}/status").read().find(f"TracerPid:\t{strace.pid}") > 0, "strace is attached")
+            until(lambda: tracer(pid) == strace.pid, "strace is attached")
             act()
             time.sleep(2)
         finally:
@@ -548,19 +574,23 @@ def queued(directory: str, world: World, certificate: tuple[str, str], args: arg
         ours.start()
         serves = time.monotonic() - began
         try:
+
             def log(ours: Mailsrv = ours) -> str:
                 with open(ours.log) as file:
                     return file.read()
 
-            read = until(lambda: re.search(r" queue-read .*found=(\d+) .*ms=([\d.]+)", log()), "the runner has read the queue")
+            read = until(
+                lambda: re.search(r" queue-read .*found=(\d+) .*ms=([\d.]+)", log()), "the runner has read the queue"
+            )
             knows = time.monotonic() - began
             time.sleep(3)
             delays = hub_delays(log())
             pids = processes(ours.pid)
             with open(f"{ours.queue}/lock") as file:
                 runner = int(file.read())
-            print(f"queue of {read[1]}, workers {workers}: serves after {serves:.2f} s, has read the queue after {knows:.2f} s "
-                  f"(in {float(read[2]) / 1e3:.2f} s); the runner's process has {pss_mib(runner):.0f} MiB (PSS), "
+            print(f"queue of {read[1]}, workers {workers}: serves after {serves:.2f} s, "
+                  f"has read it after {knows:.2f} s (in {float(read[2]) / 1e3:.2f} s); "
+                f"the runner's process has {pss_mib(runner):.0f} MiB (PSS), "
                   f"all {sum(map(pss_mib, pids)):.0f}; event loops at most {max(delays):.0f} ms late")  # fmt: skip
             begun = time.monotonic()
             lines = ours.command("queue", "list").splitlines()
@@ -588,7 +618,9 @@ def hang(directory: str, world: World, certificate: tuple[str, str], args: argpa
             with submission(ours, args.messages, hanging=hanging) as begin:
                 begun = time.monotonic()
                 accepted = begin()
-                until(lambda: world.received() >= arriving, "the others' mail arrives", 60 + args.messages / 20, 0.01)
+                until(
+                    lambda n=arriving: world.received() >= n, "the others' mail arrives", 60 + args.messages / 20, 0.01
+                )
                 seconds = time.monotonic() - begun
                 accepted()
             print(f"hang: {'one of the 100 domains hangs' if hanging else 'all 100 domains answer'}: "
@@ -660,7 +692,8 @@ def push(directory: str, world: World, certificate: tuple[str, str], args: argpa
             accepted()
         until(lambda: world.received() >= args.messages, "the messages arrive")
         for what, times in (("with an idle queue", idle), (f"while {args.messages} messages go out", busy)):
-            print(f"push {what}: 250 to EXISTS p50 {percentile(times, 0.5):.2f} ms, p99 {percentile(times, 0.99):.2f} ms, "
+            p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+            print(f"push {what}: 250 to EXISTS p50 {p50:.2f} ms, p99 {p99:.2f} ms, "
                   f"worst {max(times):.2f} ms ({len(times)} messages)")  # fmt: skip
     finally:
         ours.stop()
@@ -672,7 +705,9 @@ PARTS = {"rate": rate, "queue": queued, "hang": hang, "push": push}
 def main() -> None:
     if sys.argv[1:2] == ["submit"]:
         name, port, messages, hanging = sys.argv[2:6]
-        server: Any = type("Server", (), {"port": int(port), "log_in": (Mailsrv if name == "mailsrv" else Postfix).log_in})()
+        server: Any = type(
+            "Server", (), {"port": int(port), "log_in": (Mailsrv if name == "mailsrv" else Postfix).log_in}
+        )()
         submit(server, recipients_of(int(messages), hanging == "1"))
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -12,11 +12,12 @@ ALLOWED = {
     "log": set(),
     "counters": set(),
     "wire": {"values"},
-    "store": {"values", "errors", "log", "counters"},
+    "at_hand": set(),
+    "store": {"at_hand", "values", "errors", "log", "counters"},
     "mail": {"networks", "store", "values", "errors", "log", "counters"},
     "networks": set(),
     "net": {"networks", "wire", "log", "counters"},
-    "smtp": {"mail", "net", "wire", "values", "errors", "log", "counters"},
+    "smtp": {"at_hand", "mail", "net", "wire", "values", "errors", "log", "counters"},
     "imap": {"mail", "net", "wire", "values", "errors", "log", "counters"},
 }
 # The rest is the top: the program, its command line, its configuration.

@@ -3,7 +3,7 @@
 A small message is read once and kept, without a thread where the system has it in memory; a larger one is read twice,
 once to learn its size and nature and once while it is sent, in pieces. The file itself is never changed.
 
-Imports: store.files, wire.    RFC 5321 2.3.8, 4.5.2; RFC 3030 (BDAT: the same text, not stuffed).
+Imports: at_hand, wire.    RFC 5321 2.3.8, 4.5.2; RFC 3030 (BDAT: the same text, not stuffed).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
-from mailsrv.store.files import read_at_hand
+from mailsrv.at_hand import read_at_hand
 from mailsrv.wire.lines import DotStuffer, Survey, WholeLines, dot_stuffed
 
 SMALL_OCTETS = 256 * 1024

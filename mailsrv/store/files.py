@@ -244,31 +244,6 @@ def create_text(path: str, text: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
-_NOWAIT = getattr(os, "RWF_NOWAIT", 8)
-
-
-def read_at_hand(path: str, most: int) -> bytes | None:
-    """The content of a file of at most so many octets that the system has in memory, at once and without waiting; None
-    for any other. Raises OSError if it cannot be opened.
-
-    For what was written or read a moment ago: a thread costs several times the read (measured: 0.2 ms of 0.45 for a
-    message). preadv2(2), RWF_NOWAIT.
-    """
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            return None
-        buffer = bytearray(size)
-        try:
-            return bytes(buffer) if os.preadv(file.fileno(), [buffer], 0, _NOWAIT) == size else None
-        except (BlockingIOError, NotImplementedError):
-            return None
-        except OSError as failure:
-            if failure.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot say
-                return None
-            raise
-
-
 def read_json(path: str) -> dict[str, Any] | None:
     """The object in a JSON file; None when there is no file or no object in it."""
     try:

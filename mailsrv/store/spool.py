@@ -5,7 +5,7 @@ recipient, replaced whole. An entry exists when its `.json` does. Its mtime is w
 starts reads names and times, no contents. Whoever changes an entry holds `flock` on its `.eml`, reads the `.json` again
 and replaces it; readers need no lock. All is blocking work for the thread pool and the command line.
 
-Imports: store.{base,entry,files}, log, errors.    docs/decisions/0009-the-queue.md
+Imports: store.{base,entry,files}, at_hand, log, errors.    docs/decisions/0009-the-queue.md
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from gevent.monkey import get_original
 
 from mailsrv import log
+from mailsrv.at_hand import read_at_hand
 from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
 from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_text
@@ -239,7 +240,7 @@ class Spool:
         """The same of a small entry that was written a moment ago, without waiting for the disk; None for others."""
         with files.storage_errors("Reading the queue"):
             try:
-                text = files.read_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
+                text = read_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
             except FileNotFoundError:
                 raise EntryGone(id) from None
         return None if text is None else _parse(id, text)

@@ -229,6 +229,16 @@ def test_b18_forwards_are_not_signed_and_reports_are(signer, job, keys):
     assert verdicts(keys, signed + report) == [True, True]
 
 
+def test_without_any_keys_nothing_is_read(job, accounts, tmp_path, monkeypatch):
+    bare = Signer(
+        Keys(str(tmp_path / "no" / "dkim")), may_author=accounts.may_author, authors=parse_authors,
+        whole_lines=WholeLines,
+    )  # fmt: skip
+    one = job(MESSAGE)
+    os.unlink(one.path)
+    assert bare.sign(one) == b""
+
+
 def test_a_sender_who_is_gone_is_not_vouched_for(signer, job, accounts):
     going = job(MESSAGE)
     accounts.remove_user("ann@ours.example")

@@ -75,6 +75,24 @@ def test_an_entry_is_two_plain_files(spool):
     spool.check(again, thoroughly=True)
 
 
+def test_an_envelope_has_a_line_for_each_field_and_recipient(spool):
+    one = entry(BO, CY)
+    one.recipients[1].note(fail(CY), time.time())
+    id = put(spool, one)
+    lines = Path(spool.envelope_path(id)).read_text().splitlines()
+    assert lines[2] == f' "id": "{id}",'
+    assert ['"bo@example.org"' in line for line in lines].count(True) == 1
+    assert lines[-4].startswith('  {"address": "bo@example.org",') and lines[-3].startswith('  {"address": "cy@')
+    assert spool.load(id) == spool.load_at_hand(id)
+
+
+def test_a_large_envelope_is_not_read_at_hand(spool):
+    one = entry(*(Address(f"u{number}", "example.org") for number in range(100)))
+    assert spool.load_at_hand(put(spool, one)) is None
+    with pytest.raises(EntryGone):
+        spool.load_at_hand(new_id())
+
+
 def test_names_sort_by_time():
     names = [new_id() for _ in range(200)]
     assert all(is_id(name) for name in names) and len(set(names)) == 200
