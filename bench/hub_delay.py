@@ -62,7 +62,10 @@ def prepare(directory: str, messages: int) -> tuple[str, int, int]:
     path = f"{directory}/mailsrv.yaml"
     settings = {
         "server": {
-            "hostname": "mx.bench.test", "data_dir": f"{directory}/data", "run_dir": f"{directory}/run", "workers": 1,
+            "hostname": "mx.bench.test",
+            "data_dir": f"{directory}/data",
+            "run_dir": f"{directory}/run",
+            "workers": 1,
         },
         "smtp": {"listen": [f"127.0.0.1:{smtp}"]},
         "imap": {"listen": [f"127.0.0.1:{imap}"], "allow_plaintext_login": True},

@@ -1,0 +1,1 @@
+"""Clients, workloads and the report of the benchmark: bench/run."""
