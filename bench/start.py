@@ -2,10 +2,10 @@
 
     .venv/bin/python bench/start.py [--runs 10] [--workers 2]
 
-Starts `mailsrv serve --foreground` on loopback, by the interpreter this runs in, until both SMTP and IMAP have greeted a
-connection; then stops it. Where Dovecot is installed it takes turns, with LMTP and IMAP. Told are the median and the worst
-of the runs, and the processor time from start to greeting of all processes, which a busy machine changes little. The
-memory is the PSS of all processes, `--settle` seconds after the last start.
+Starts `mailsrv serve --foreground` on loopback, by the interpreter this runs in, until both SMTP and IMAP have greeted
+a connection; then stops it. Where Dovecot is installed it takes turns, with LMTP and IMAP. Told are the median and the
+worst of the runs, and the processor time from start to greeting of all processes, which a busy machine changes little.
+The memory is the PSS of all processes, `--settle` seconds after the last start.
 """
 
 import argparse
@@ -148,7 +148,10 @@ def mailsrv(directory: str, workers: int) -> Candidate:
     ports = {name: free_port() for name in ("smtp", "submission", "submissions", "imap", "imaps")}
     settings = {
         "server": {
-            "hostname": "mx.bench.test", "data_dir": f"{directory}/data", "run_dir": f"{directory}/run", "workers": workers,
+            "hostname": "mx.bench.test",
+            "data_dir": f"{directory}/data",
+            "run_dir": f"{directory}/run",
+            "workers": workers,
         },
         **{name: {"listen": [f"127.0.0.1:{port}"]} for name, port in ports.items()},
         "log": {"file": f"{directory}/log"},
@@ -185,7 +188,9 @@ def main() -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = f"{directory}/bytecode"
         for name in ("mailsrv", "dovecot"):
             os.mkdir(f"{directory}/{name}", 0o755)
-        candidates = [one for one in (mailsrv(f"{directory}/mailsrv", args.workers), dovecot(f"{directory}/dovecot")) if one]
+        candidates = [
+            one for one in (mailsrv(f"{directory}/mailsrv", args.workers), dovecot(f"{directory}/dovecot")) if one
+        ]
         for one in candidates:
             one.run()  # compiles, makes the certificate
             one.seconds.clear(), one.cpu.clear()

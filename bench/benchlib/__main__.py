@@ -180,13 +180,13 @@ def one_round(
                 say(f"    {done['seconds']:.0f} s. {report.line(name, results, target)}")
     finally:
         for server in servers.values():
-            try:
-                server.stop()
-            finally:
-                if args.keep:
-                    say(f"left: {server.dir}")
-                else:
-                    server.cleanup()
+            server.stop()
+        for server in servers.values():
+            if args.keep:
+                say(f"left: {server.dir}")
+            else:
+                say(f"removing the directory of {server.name}")
+                server.cleanup()
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
