@@ -62,6 +62,12 @@ def test_less_time_is_better():
     assert table_row(text, "SELECT, warm")[2] == "5.00x"
 
 
+def test_processor_time_in_a_second_is_a_cost():
+    ours, theirs = run(idlecpu__server_cpu_ms_per_s=4.0), run(idlecpu__server_cpu_ms_per_s=1.0)
+    text = report.markdown(result({"mailsrv-1": {"idlecpu": [ours]}, "dovecot": {"idlecpu": [theirs]}}))
+    assert table_row(text, "200 connections in IDLE: server CPU") == ["4.00 ms/s", "1.00 ms/s", "0.25x"]
+
+
 def test_one_wrong_answer_in_any_round_fails_the_workload():
     runs = [run(**{LOGIN: 900}), run(["19 of 20 done"], **{LOGIN: 90000})]
     found = result({"mailsrv": {"login": runs}, "dovecot": {"login": [run(**{LOGIN: 250})]}})

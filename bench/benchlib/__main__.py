@@ -196,7 +196,7 @@ def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
     draw(results, args.output / PICTURE)
     text = report.markdown(results, PICTURE)
     (args.output / "benchmark.md").write_text(text)
-    say(f"report: {args.output / 'benchmark.md'} and {PICTURE}")
+    say(f"{results['seconds'] / 60:.1f} minutes. Report: {args.output / 'benchmark.md'} and {PICTURE}")
     if args.readme:
         readme = ROOT / "README.md"
         readme.write_text(report.into_readme(readme.read_text(), report.short_table(results)))

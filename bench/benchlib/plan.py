@@ -24,15 +24,15 @@ FULL: dict[str, Any] = {
 }  # fmt: skip
 # The same rows in minutes: fewer messages, a smaller mailbox, as many watchers and users.
 QUICK: dict[str, Any] = FULL | {
-    "push_n": 30, "push_gap": 0.15, "push_isolated": 4,
+    "push_n": 25, "push_gap": 0.15, "push_isolated": 4,
     "fan": (1000,), "fan_n": 2,
     "many_secs": 4,
     "mem_levels": (100, 1000), "mem_settle": 1.0,
     "thr_n": 500, "thr_big_n": 20,
     "steady_secs": 8,
     "box_n": 5000, "box_rand": 200, "box_bulk": 1000, "box_mod": 1000, "box_append": 200, "box_status": 50,
-    "login_n": 1500, "login_tls_n": 500,
-    "idle_conns": 300, "idle_secs": 4,
+    "login_n": 1000, "login_tls_n": 300,
+    "idle_conns": 200, "idle_secs": 4,
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def number(value: float) -> str:
         return f"{value:.1f}"
     if size >= 1:
         return f"{value:.2f}"
-    return f"{value:.3f}"
+    return f"{value:.3g}"
 
 
 def quantity(value: str, unit: str) -> str:
@@ -161,7 +161,7 @@ def short_table(results: dict[str, Any]) -> str:
             cells += f" {short_cell(row, theirs)} | {times(row, ours, theirs)} |"
         if short_cell(row, ours) or cells.strip(" |"):
             lines.append(f"| {row.key} | {short_cell(row, ours)} |{cells}")
-    return "\n".join([*lines, "", f"{origin(results)}. Higher ratios are better for mailsrv."])
+    return "\n".join([*lines, "", f"{origin(results)}. `2x`: mailsrv is twice as good."])
 
 
 def short_cell(row: Row, result: dict[str, Figure] | Failed | None) -> str:

@@ -70,7 +70,7 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def higher_is_better(name: str) -> bool:
-    return name.endswith(("per_s", "mbps"))
+    return name.endswith(("per_s", "mbps")) and "_cpu_" not in name  # processor time a second is a cost
 
 
 def ratio(name: str, ours: Figure, theirs: Figure) -> float | None:
