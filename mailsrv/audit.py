@@ -90,9 +90,24 @@ class Trail:
             now += 1
             target = _kept_name(self.directory, self.name, now)
         os.rename(self.path, target)
-        for path in _files(self.directory, self.name)[:-1]:
-            if os.stat(path).st_mtime < time.time() - self._days * 86400:
+        _prune(self.directory, self.name, self._days)
+
+
+def prune(directory: str, days: int) -> int:
+    """Remove files that were full and put aside, and had their last entry longer ago; how many."""
+    return sum(_prune(directory, name, days) for name in (ADMIN, LOGINS))
+
+
+def _prune(directory: str, name: str, days: int) -> int:
+    removed = 0
+    for path in _files(directory, name)[:-1]:
+        try:
+            if os.stat(path).st_mtime < time.time() - days * 86400:
                 os.unlink(path)
+                removed += 1
+        except FileNotFoundError:
+            pass  # by another process, at the same time
+    return removed
 
 
 def _kept_name(directory: str, name: str, when: float) -> str:

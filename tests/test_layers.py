@@ -40,6 +40,7 @@ TOP = {
     "heartbeat",
     "installation",
     "metrics",
+    "nightly",
     "pidfile",
     "privileges",
     "probes",

@@ -68,7 +68,10 @@ def test_installed(machine: PrivateRoot):
     machine.run(SCRIPT, "status", code=3)
     assert "mailsrv" in machine.shell("ls /etc/rc2.d"), "it starts with the machine"
     assert "enabled" in machine.run("systemctl", "--root=/", "is-enabled", "mailsrv").stdout
-    machine.run("systemd-analyze", "verify", "/lib/systemd/system/mailsrv.service")
+    assert "enabled" in machine.run("systemctl", "--root=/", "is-enabled", "mailsrv-nightly.timer").stdout
+    for unit in ("mailsrv.service", "mailsrv-nightly.service", "mailsrv-nightly.timer"):
+        machine.run("systemd-analyze", "verify", f"/lib/systemd/system/{unit}")
+    machine.run("test", "-s", "/etc/cron.d/mailsrv")
     assert machine.run("stat", "--format=%a %U:%G", "/etc/mailsrv/mailsrv.yaml").stdout == "640 root:mailsrv\n"
     assert machine.run("man", "--where", "8", "mailsrv").stdout.startswith("/usr/share/man/man8/mailsrv.8")
     refused = machine.run(
@@ -114,7 +117,7 @@ def test_installed_again_it_is_as_before(machine: PrivateRoot):
 def test_purged_but_for_the_mail(machine: PrivateRoot):
     said = dpkg(machine, "--purge", "mailsrv")
     assert "mail and accounts stay in /var/lib/mailsrv" in said
-    for path in ("/etc/mailsrv", "/var/log/mailsrv", SCRIPT, "/etc/logrotate.d/mailsrv"):
+    for path in ("/etc/mailsrv", "/var/log/mailsrv", SCRIPT, "/etc/logrotate.d/mailsrv", "/etc/cron.d/mailsrv"):
         machine.run("test", "!", "-e", path)
     assert "mailsrv" not in machine.shell("ls /etc/rc2.d")
     machine.run("test", "-s", "/var/lib/mailsrv/accounts.sqlite3")

@@ -12,6 +12,7 @@ _mailsrv() {
             'config reference') path='config reference' ;;
             ' version') path='version' ;;
             ' doctor') path='doctor' ;;
+            ' nightly') path='nightly' ;;
             ' status') path='status' ;;
             ' who') path='who' ;;
             ' kick') path='kick' ;;
@@ -79,6 +80,7 @@ _mailsrv() {
         'config reference:-c'|'config reference:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'version:-c'|'version:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'doctor:-c'|'doctor:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        'nightly:-c'|'nightly:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'status:-c'|'status:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
         'status:--seconds') COMPREPLY=(); return ;;
         'who:-c'|'who:--config') COMPREPLY=($(compgen -f -- "$cur")); return ;;
@@ -207,7 +209,7 @@ _mailsrv() {
         'dns check:--ip') COMPREPLY=(); return ;;
     esac
     case "$path" in
-        '') words='quickstart serve check config version doctor status who kick loglevel trace domain user alias mailbox reindex queue limits audit install uninstall preflight setup dkim dns -h --help --version' ;;
+        '') words='quickstart serve check config version doctor nightly status who kick loglevel trace domain user alias mailbox reindex queue limits audit install uninstall preflight setup dkim dns -h --help --version' ;;
         'quickstart') words='-h --help -c --config --json --dir --base-port --check' ;;
         'serve') words='-h --help -c --config --json --foreground' ;;
         'check') words='-h --help -c --config --json' ;;
@@ -216,6 +218,7 @@ _mailsrv() {
         'config reference') words='-h --help -c --config --json' ;;
         'version') words='-h --help -c --config --json' ;;
         'doctor') words='-h --help -c --config --json --quick --no-dns --repair' ;;
+        'nightly') words='-h --help -c --config --json --quick --no-dns' ;;
         'status') words='-h --help -c --config --json --watch --seconds' ;;
         'who') words='-h --help -c --config --json' ;;
         'kick') words='-h --help -c --config --json --reason' ;;

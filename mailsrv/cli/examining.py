@@ -1,6 +1,6 @@
-"""The command that looks for what is wrong: doctor.
+"""The commands that look for what is wrong: doctor, and nightly, which tidies up as well.
 
-Imports: cli.common, cli.dns, doctor, errors.
+Imports: cli.common, cli.dns, doctor, nightly, errors.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from mailsrv.cli import dns
-from mailsrv.cli.common import DONE, FAILED, Commands, Failure, Progress, load_config, open_accounts
+from mailsrv.cli.common import (
+    DONE,
+    FAILED,
+    Commands,
+    Failure,
+    Progress,
+    load_config,
+    open_accounts,
+    print_findings,
+    say,
+)
 from mailsrv.errors import MailError
 
 if TYPE_CHECKING:
@@ -107,8 +117,38 @@ def _names(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(_DNS[found.result], what, advice if _DNS[found.result] != OK else "")
 
 
+def nightly(args: argparse.Namespace) -> int:
+    """Silent when nothing is new, as cron expects; 1 if something is wrong."""
+    from mailsrv import nightly as night
+    from mailsrv.doctor import FAIL, as_root, as_server
+
+    settings = load_config(args, stay_root=True)
+    findings = list(as_root(settings))
+    load_config(args)  # from here on as the server's user
+    removed = night.tidy(settings)
+    findings += as_server(settings, quick=args.quick)
+    if not args.no_dns:
+        findings += _names(args)
+    told = night.news(settings, findings)
+    args.audit = {f"removed_{kind}": count for kind, count in removed.items()}
+    if args.json:
+        rows = [{"result": one.result, "what": one.what, "advice": one.advice} for one in told]
+        print(json.dumps({"removed": removed, "told": rows}, indent=1, ensure_ascii=False))
+    else:
+        print_findings(args, told)
+    try:
+        if told:
+            night.write(settings, told)
+    except MailError as failure:
+        say(f"mailsrv: the postmaster was not told: {failure}")
+    return FAILED if any(one.result == FAIL for one in findings) else DONE
+
+
 def register(commands: Commands) -> None:
     one = commands.add("doctor", doctor, "look for what is wrong with an installation, and say what to do", reads=True)
     one.add_argument("--quick", action="store_true", help="leave out the DNS, and mailboxes against their indexes")
     one.add_argument("--no-dns", action="store_true", help="leave out the DNS")
     one.add_argument("--repair", action="store_true", help="do what is safe: owners, modes, indexes, left-over files")
+    one = commands.add("nightly", nightly, "tidy up, look at everything, write the postmaster what is wrong")
+    one.add_argument("--quick", action="store_true", help="leave out mailboxes against their indexes")
+    one.add_argument("--no-dns", action="store_true", help="leave out the DNS")

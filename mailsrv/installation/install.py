@@ -117,6 +117,7 @@ def _enable(doing: Actions) -> None:
     if actions.systemd_runs():
         doing.run("systemctl", "daemon-reload")
         doing.run("systemctl", "enable", "mailsrv")
+        doing.run("systemctl", "enable", "--now", layout.TIMER)
     elif actions.has(["update-rc.d"]):
         doing.run("update-rc.d", "mailsrv", "defaults")
     elif actions.has(["chkconfig"]):
@@ -125,7 +126,7 @@ def _enable(doing: Actions) -> None:
 
 def _disable(doing: Actions) -> None:
     if actions.systemd_runs():
-        doing.run("systemctl", "disable", "--now", "mailsrv", may_fail=True)
+        doing.run("systemctl", "disable", "--now", "mailsrv", layout.TIMER, may_fail=True)
     elif os.path.exists(layout.INIT):
         doing.run(layout.INIT, "stop", may_fail=True)
         if actions.has(["update-rc.d"]):

@@ -19,6 +19,7 @@ LOGS = "/var/log/mailsrv"
 RUN = "/run/mailsrv"
 INIT = "/etc/init.d/mailsrv"
 UNIT = "/etc/systemd/system/mailsrv.service"
+TIMER = "mailsrv-nightly.timer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class Shipped:
 _SHIPPED = (
     Shipped("mailsrv.init", INIT, 0o755),
     Shipped("mailsrv.service", UNIT),
+    Shipped("mailsrv-nightly.service", "/etc/systemd/system/mailsrv-nightly.service"),
+    Shipped(TIMER, f"/etc/systemd/system/{TIMER}"),
+    Shipped("mailsrv.cron", "/etc/cron.d/mailsrv"),
     Shipped("mailsrv.logrotate", "/etc/logrotate.d/mailsrv"),
     Shipped("man/mailsrv.8", "/usr/share/man/man8/mailsrv.8"),
     Shipped("man/mailsrv.yaml.5", "/usr/share/man/man5/mailsrv.yaml.5"),

@@ -91,6 +91,9 @@ def test_unit_is_right_and_exposes_little(installed):
     found = re.search(r"Overall exposure level for mailsrv.service: (\d+\.\d+)", text)
     assert found is not None
     assert float(found[1]) <= 2.0, text
+    units = ("/etc/systemd/system/mailsrv-nightly.timer", "/etc/systemd/system/mailsrv-nightly.service")
+    done = installed.run("systemd-analyze", "verify", *units)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_log_is_rotated(installed):

@@ -161,6 +161,20 @@ def test_rotated_log_is_opened_anew(stopped):
     assert "listening" in stopped.run("cat", "/var/log/mailsrv/mailsrv.log.1").stdout
 
 
+def test_cron_runs_the_work_of_a_night_where_systemd_does_not(stopped):
+    stopped.run(SCRIPT, "start")
+    [line] = [line for line in stopped.shell("cat /etc/cron.d/mailsrv").splitlines() if not line.startswith("#")]
+    minute, hour, *days, user, command = line.split(" ", 6)
+    assert (minute.isdigit(), hour, days, user) == (True, "3", ["*", "*", "*"], "root")
+    said = stopped.shell(f"{{ {command}; }} 2>&1 || true")
+    assert "accounts: no users" in said and "the postmaster was not told: There is no mailbox postmaster@" in said
+    assert stopped.run("stat", "-c", "%U", "/var/lib/mailsrv/nightly.json").stdout == "mailsrv\n"
+    assert stopped.run("find", "/var/lib/mailsrv", "!", "-user", "mailsrv").stdout == ""
+    stopped.shell("mkdir -p /run/systemd/system; rm /var/lib/mailsrv/nightly.json")
+    assert stopped.shell(command) == ""
+    stopped.shell("rm -r /run/systemd; test ! -e /var/lib/mailsrv/nightly.json")
+
+
 def upgrade(machine: PrivateRoot) -> None:
     """Start the installed program on the same sockets; ends when the new processes alone are left."""
     pid = pid_of(machine)
