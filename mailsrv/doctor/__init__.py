@@ -29,6 +29,7 @@ def as_root(settings: Config) -> Iterator[Finding]:
     """What needs the rights of whoever asks. The settings themselves were checked when they were loaded."""
     yield Finding(OK, f"settings: {settings.path}")
     yield from machine.owners(settings)
+    yield from services.keys(settings)
     yield from services.ports(settings, running=_running(settings))
 
 

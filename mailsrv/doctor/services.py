@@ -1,6 +1,6 @@
 """What clients meet: accounts, certificates, ports.
 
-Imports: doctor.finding, certificates, start, mail.accounts, config, errors.
+Imports: doctor.finding, certificates, privileges, start, mail.accounts, config, errors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
+from mailsrv import privileges
 from mailsrv.config import Config
 from mailsrv.doctor.finding import FAIL, OK, WARN, Finding, Repair
 from mailsrv.errors import MailError
@@ -48,20 +49,63 @@ def certificates(settings: Config) -> Iterator[Finding]:
             return
         yield Finding(WARN, "tls: self-signed, which mail programs warn of", "set tls.certificate and tls.key")
     pairs = certificate_files(settings)
-    try:
-        tls_context(settings)
-    except StartError as failure:
-        yield Finding(FAIL, f"tls: {failure}", "both are PEM files that the server can read, and belong together")
-        return
+    for path in _closed(settings):
+        yield _closed_to_us(settings, path)
     covered: set[str] = set()
     for certificate, key in pairs:
         yield from _certificate(certificate, key, covered)
     host = settings["server.hostname"]
-    if pairs and not any(_covers(name, host) for name in covered):
+    if pairs and not any(map(_is_closed, dict(pairs))) and not any(_covers(name, host) for name in covered):
         yield Finding(
             WARN, f"tls: no certificate is for {host} (they are for {', '.join(sorted(covered)) or 'no name'})",
             f"clients that connect to {host} warn their users; get one with this name, or set server.hostname",
         )  # fmt: skip
+
+
+def keys(settings: Config) -> Iterator[Finding]:
+    """Each key belongs to its certificate. Looked at with the rights that the server starts with; silent of files that
+    `certificates` tells of.
+    """
+    from mailsrv.certificates import examine
+
+    if _closed(settings) or any(examine(certificate).problem for certificate, _ in certificate_files(settings)):
+        return
+    try:
+        tls_context(settings)
+    except StartError as failure:
+        yield Finding(FAIL, f"tls: {failure}", "both are PEM files that the server can read, and belong together")
+
+
+def _closed(settings: Config) -> list[str]:
+    """Files of certificates and keys that are not for this user to read."""
+    return [path for pair in certificate_files(settings) for path in pair if _is_closed(path)]
+
+
+def _is_closed(path: str) -> bool:
+    try:
+        with open(path, "rb"):
+            return False
+    except OSError as failure:
+        return isinstance(failure, PermissionError)
+
+
+def _closed_to_us(settings: Config, path: str) -> Finding:
+    me, user = privileges.pwd_name(os.geteuid()), settings["server.user"]
+    what = f"tls: {path} cannot be read by {me}"
+    if not user:
+        return Finding(FAIL, what, f"the server runs as whoever starts it, and must read it: chgrp {_group()} {path}")
+    if me != user:
+        return Finding(WARN, what, "run mailsrv doctor as root, which looks at all that the server reads")
+    return Finding(
+        WARN, what,
+        "a server that root starts reads it before it becomes this user; a renewed one needs a restart, and systemd's "
+        f"unit cannot start: chgrp {_group()} {path}; chmod g+r {path}",
+    )  # fmt: skip
+
+
+def _group() -> str:
+    """Of the group this runs with."""
+    return privileges.grp_name(os.getegid())
 
 
 def _certificate(certificate: str, key: str, covered: set[str]) -> Iterator[Finding]:
@@ -69,6 +113,8 @@ def _certificate(certificate: str, key: str, covered: set[str]) -> Iterator[Find
 
     known = examine(certificate)
     what, left = f"tls: {known.path}", known.days_left
+    if left is None and _is_closed(certificate):
+        return  # said already
     if left is None:
         yield Finding(FAIL, f"{what}: {known.problem}", "it is a PEM file that the server can read")
         return
