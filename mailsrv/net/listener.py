@@ -1,6 +1,7 @@
 """Accepts connections on one address; each gets a greenlet, a stream and a session.
 
-Over a limit a connection is told so and closed, never left waiting in silence. A TLS handshake happens in the
+Over a limit a connection is told so and closed, never left waiting in silence. Inside TLS that costs a handshake: so
+many at once and in a second are told, and the others closed. A TLS handshake happens in the
 connection's own greenlet under its own timer: stalled ones cost a descriptor each and nobody's time.
 
 Imports: net.stream, net.tally, networks, log, gevent.
@@ -27,6 +28,8 @@ from mailsrv.networks import Networks, address_of
 
 BACKLOG = 1024
 PAUSE_SECONDS = 0.1
+# Handshakes of a process for no more than to say that there is no place: at once, and in a second.
+MOST_EXPLAINED, EXPLAINED_A_SECOND, EXPLAIN_SECONDS = 20, 10.0, 5.0
 
 
 class Conversation(Protocol):
@@ -60,6 +63,18 @@ class Admission:
         self.limits = limits
         self.total = 0
         self.tally = tally if tally is not None else Tally(Shared())
+        self.explaining = 0
+        self._explanations, self._refilled_at = float(MOST_EXPLAINED), time.monotonic()
+
+    def may_explain(self) -> bool:
+        """Whether a handshake may be spent on saying that there is no place. The caller counts `explaining`."""
+        now = time.monotonic()
+        gained = (now - self._refilled_at) * EXPLAINED_A_SECOND
+        self._explanations, self._refilled_at = min(MOST_EXPLAINED, self._explanations + gained), now
+        if self.explaining >= MOST_EXPLAINED or self._explanations < 1:
+            return False
+        self._explanations -= 1
+        return True
 
     def enter(self, peer: str) -> str | None:
         """None when the connection is counted; else why there is no room for it, for the client to read."""
@@ -120,7 +135,7 @@ class Listener:
         self.address = _written(sock.getsockname())
         self._tls_context = tls_context
         self._acceptor: gevent.Greenlet | None = None
-        self._connections = Group()
+        self._connections, self._refusals = Group(), Group()
         self.sessions: dict[Conversation, float] = {}  # and when they began (monotonic clock)
         self._stopping = False
         self._grace = 0.0
@@ -154,15 +169,37 @@ class Listener:
 
     def _refuse(self, sock: Any, peer: str, reason: str) -> None:
         counters.connections_refused.add(self.service, "limit")
-        log.warning("too many connections", service=self.service, peer=peer, reason=reason)
+        words, context = self._farewell(reason), self._tls_context()
+        told = context is None or (bool(words) and self._admission.may_explain())
+        log.warning(
+            "too many connections", service=self.service, peer=peer, reason=reason, told="no" if not told else None
+        )
+        if context is not None and told:
+            self._admission.explaining += 1
+            self._refusals.spawn(self._explain, sock, peer, context, words)
+            return
         try:
             sock.setblocking(False)
-            if self._tls_context() is None:
-                sock.send(self._farewell(reason))
+            if context is None:
+                sock.send(words)
         except OSError:
             pass
         finally:
             sock.close()
+
+    def _explain(self, sock: Any, peer: str, context: ssl.SSLContext, words: bytes) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = handshake(sock, context, EXPLAIN_SECONDS)
+            stream = Stream(sock, peer, service=self.service)
+            try:
+                stream.write_last(words)
+            finally:
+                stream.close()
+        except (StreamError, OSError):
+            sock.close()
+        finally:
+            self._admission.explaining -= 1
 
     def _serve(self, sock: Any, peer: str) -> None:
         try:
@@ -219,5 +256,6 @@ class Listener:
         self._connections.join(timeout=max(0.0, deadline - time.monotonic()))
         left = len(self._connections)
         self._goodbyes.kill()
+        self._refusals.kill()
         self._connections.kill()
         return left

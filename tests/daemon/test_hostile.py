@@ -142,6 +142,10 @@ def test_s33_connections_over_the_limit_are_told_so(daemon):
         assert over.recv(100).startswith(b"* BYE [LIMIT]")
     with server.connect("smtp") as over:
         assert over.recv(100).startswith(b"421 4.7.0 ")
+    with server.connect("imaps") as over:  # inside TLS, too
+        assert over.recv(100).startswith(b"* BYE [LIMIT]")
+    with server.connect("submissions") as over:
+        assert over.recv(100).startswith(b"421 4.7.0 ")
     held.pop().close()
     until(lambda: server.answers("smtp"), "there is room again")
     for sock in held:

@@ -1,13 +1,14 @@
 """Connections accepted: each its session, too many told so, failures of one never those of another."""
 
 import socket
+import ssl
 import time
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from mailsrv.net.listener import Admission, Limits, Listener, bind
+from mailsrv.net.listener import MOST_EXPLAINED, Admission, Limits, Listener, bind
 
 
 class Session:
@@ -99,6 +100,74 @@ def test_s19_too_many_are_told_so_and_a_place_that_is_free_again_is_given(listen
     for sock, file in (first, second, third, fourth):
         sock.close()
         file.close()
+
+
+@pytest.fixture
+def secured(tls_of, authority):
+    """Starts a listener with TLS from the first octet; its admission, and what dials it."""
+    made = []
+
+    def start(**limits):
+        admission = Admission(Limits(**limits))
+        sock, context, client = bind(("127.0.0.1", 0)), tls_of("localhost"), ssl.create_default_context()
+        authority.configure_trust(client)
+        listener = Listener(
+            sock, "imaps", Session, admission, farewell=lambda reason: b"* BYE %b\r\n" % reason.encode(),
+            tls_context=lambda: context,
+        )  # fmt: skip
+        listener.start()
+        made.append(listener)
+
+        def dial():
+            raw = socket.create_connection(sock.getsockname(), timeout=5)
+            secured = client.wrap_socket(raw, server_hostname="localhost")
+            return secured, secured.makefile("rb")
+
+        return listener, admission, dial
+
+    yield start
+    for listener in made:
+        listener.stop_accepting()
+        listener.stop()
+        assert listener.join(time.monotonic() + 5) == 0
+
+
+def test_s19_too_many_are_told_so_inside_tls(secured, events):
+    _, admission, dial = secured(connections=1)
+    first, lines = dial()
+    assert lines.readline() == b"hello\r\n"
+    over, told = dial()
+    assert told.read() == b"* BYE The server has all the connections it can serve; try again in some minutes\r\n"
+    assert [fields["told"] for event, fields in events if event == "too many connections"] == [None]
+    assert admission.total == 1, "it takes nobody's place"
+    for sock in (first, lines, over, told):
+        sock.close()
+    wait_until(lambda: admission.total == 0 and admission.explaining == 0)
+
+
+def test_s19_handshakes_for_those_without_a_place_have_bounds(secured, events, monkeypatch):
+    monkeypatch.setattr("mailsrv.net.listener.EXPLAINED_A_SECOND", 0.0)
+    listener, admission, dial = secured(connections=1)
+    first, lines = dial()
+    assert lines.readline() == b"hello\r\n"
+    address = listener._socket.getsockname()
+    silent = [socket.create_connection(address, timeout=5) for _ in range(50)]  # none says anything
+
+    def refused():
+        return [fields["told"] for event, fields in events if event == "too many connections"]
+
+    wait_until(lambda: len(refused()) == 50)
+    assert refused() == [None] * MOST_EXPLAINED + ["no"] * (50 - MOST_EXPLAINED)
+    assert silent[-1].recv(1) == b"", "closed at once"
+    assert admission.explaining == MOST_EXPLAINED and admission.total == 1
+    lines.close()
+    first.close()
+    wait_until(lambda: admission.total == 0)
+    served, lines = dial()  # whoever has a place is served meanwhile
+    assert lines.readline() == b"hello\r\n"
+    for sock in (served, lines, *silent):
+        sock.close()
+    wait_until(lambda: admission.explaining == 0)
 
 
 def test_stopping_refuses_new_connections_and_asks_the_others_to_end(listen):
