@@ -1,10 +1,11 @@
 """Mail that still waits, as its sender sees it: a mailbox `Outbox` whose messages are queue entries.
 
 The queue is the truth and the Outbox shows it: a copy of the message with its state as keywords, made when an entry has
-to wait and removed when it ends. The way back is one question: a copy that its owner removed means that the message
-shall not be sent. Whoever asks (the queue, before each attempt and when the mailbox changed) gets "removed" only from a
-mailbox that is there and never held the UID's message under another UIDVALIDITY: a lost folder cancels nothing. Each
-copy begins with a line that names its entry, by which what a crash left over is found.
+to wait or its first attempt takes more than some seconds, and removed when it ends. The way back is one question: a
+copy that its owner removed means that the message shall not be sent. Whoever asks (the queue, before each attempt and
+when the mailbox changed) gets "removed" only from a mailbox that is there and never held the UID's message under
+another UIDVALIDITY: a lost folder cancels nothing. Each copy begins with a line that names its entry, by which what a
+crash left over is found.
 
 Imports: mail.{accounts,mailbox,queue}, store, log, errors, values.    RFC 5550 5.10 ($SubmitPending), RFC 3501 2.3.2.
 """
@@ -206,7 +207,7 @@ class Showing:
     def _remember(self, account: Account, id: str, shown: Shown) -> None:
         def note(entry: Entry) -> bool:
             entry.shown = _remembered(shown)
-            return not entry.over
+            return True  # if it is over, whoever made it so ends it
 
         try:
             if offload(self._queue.spool.change, id, note).over:

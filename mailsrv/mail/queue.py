@@ -43,6 +43,7 @@ KEPT_OPEN = 2000  # entries held in memory for an attempt that is near
 RECIPIENTS_PER_JOB = 100  # RFC 5321 4.5.3.1.8: no host need take more at once
 AGAIN_SECONDS = 60.0  # after the disk failed
 AT_HAND_SECONDS = 30.0  # entries younger than that are read without a thread
+SLOW_SECONDS = 5.0  # an attempt, with the wait for its turn, that takes longer is told of while it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ class _Turn:
 
 @dataclass(slots=True)
 class Hooks:
-    """Who wants to hear. `changed`: the entry was written, or has ended (`entry.over`). `may_go`: asked before each
-    attempt; False cancels what still waits. `may_end`: asked before a SCHEDULED entry that is over ends; False: it is
-    asked again later.
+    """Who wants to hear. `changed`: the entry was written, or has ended (`entry.over`), or takes long (SLOW_SECONDS).
+    `may_go`: asked before each attempt; False cancels what still waits. `may_end`: asked before a SCHEDULED entry that
+    is over ends; False: it is asked again later.
     """
 
     changed: list[Callable[[Entry], None]] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Queue:
         self._due: dict[str, float] = {}  # of what waits; an item of the heap that says otherwise is stale
         self._busy: dict[str, int] = {}  # being opened, or in so many lanes
         self._woken: set[str] = set()  # while busy
+        self._lined_up: dict[str, float] = {}  # busy, and since when; the first is the oldest
         self._open = 0
         self._stir = Event()
         self._stopping = False
@@ -161,7 +163,8 @@ class Queue:
         self._started_wall = self.spool.now().wall
         if self._wakeups is not None:
             self._wakeups.start()
-        self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._look_now_and_then)]
+        tasks = (self._run, self._look_now_and_then, self._tell_of_slow_ones)
+        self._greenlets = [gevent.spawn(task) for task in tasks]
 
     def stop(self, seconds: float = 0.0) -> None:
         """Begin nothing new; attempts that go on may end. What is cut off is tried again by the next runner."""
@@ -240,6 +243,7 @@ class Queue:
                 self._woken.add(id)  # whoever is last looks at what all have made of it
             return
         self._busy.pop(id, None)
+        self._lined_up.pop(id, None)
         woken = id in self._woken
         self._woken.discard(id)
         if woken or seconds is not None:
@@ -308,6 +312,7 @@ class Queue:
             self._release(entry.id, max(1.0, entry.wait(now)))
             return
         read_at = self._monotonic()
+        self._lined_up[entry.id] = time.monotonic()
         for name in names:
             if entry.asked_at is not None:
                 self._lanes.end_rest(name, max(0.0, now.wall - entry.asked_at))
@@ -520,6 +525,21 @@ class Queue:
                 hook(entry)
             except Exception:
                 log.exception("queue hook failed", id=entry.id)
+
+    def _tell_of_slow_ones(self) -> None:
+        """A host may take ten minutes to say nothing; whoever shows what waits need not."""
+        while True:
+            gevent.sleep(SLOW_SECONDS / 2)
+            before = time.monotonic() - SLOW_SECONDS
+            while (id := next(iter(self._lined_up), "")) and self._lined_up[id] <= before:
+                del self._lined_up[id]
+                try:
+                    entry = self._load(id)
+                except TemporaryFailure as failure:
+                    log.warning("queue entry not read", id=id, error=str(failure))
+                    continue
+                if entry is not None and not entry.over:
+                    self._tell(entry)
 
     def cancel(self, id: str) -> float | None:
         """Whoever may do so has taken the message back. While attempts are under way the entry stays: what they send

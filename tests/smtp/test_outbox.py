@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from mailsrv import runner
+from mailsrv.mail import queue
 from mailsrv.store.entry import CANCELLED
 from mailsrv.values import Address
 
@@ -43,7 +44,9 @@ def fetched(client, mailbox="Outbox"):
     """[(flags, text)] of a mailbox; None without one."""
     if client.select(mailbox, readonly=True)[0] != "OK":
         return None
-    found = client.fetch("1:*", "(FLAGS BODY.PEEK[])")[1] if client.untagged_responses["EXISTS"] != [b"0"] else []
+    found = (
+        client.uid("FETCH", "1:*", "(FLAGS BODY.PEEK[])")[1] if client.untagged_responses["EXISTS"] != [b"0"] else []
+    )
     texts = [part for part in found if isinstance(part, tuple)]
     return [(set(re.search(rb"FLAGS \(([^)]*)\)", b"".join(_flat(found)))[1].split()), text) for _, text in texts]
 
@@ -74,6 +77,35 @@ def test_deferred_mail_is_shown_with_its_state_and_goes_when_it_is_sent(serve, d
     runner_tell(server, id)
     until(lambda: queue_files(server) == [], "sent")
     until(lambda: fetched(client) == [], "no longer shown")
+
+
+def test_mail_whose_first_attempt_takes_long_is_shown_meanwhile(serve, dial, world, imap, monkeypatch):
+    monkeypatch.setattr(queue, "SLOW_SECONDS", 0.2)
+    world.open = False  # the other server says nothing
+    server = serve()
+    send(dial(server, "submissions", user="ann"), "bo@elsewhere.org")
+    client = imap(server)
+    [(flags, text)] = until(lambda: fetched(client), "shown")
+    assert b"$SubmitPending" in flags and b"$Deferred" not in flags and text.endswith(b"\r\n\r\nText.\r\n")
+    world.open = True
+    until(lambda: queue_files(server) == [], "sent")
+    until(lambda: fetched(client) == [], "no longer shown")
+
+
+def test_deleted_while_the_first_attempt_goes_on_it_is_not_tried_again(serve, dial, world, imap, monkeypatch):
+    monkeypatch.setattr(queue, "SLOW_SECONDS", 0.2)
+    world.open, world.replies = False, {"bo@elsewhere.org": (451, "4.2.0", "Not now")}
+    server = serve()
+    send(dial(server, "submissions", user="ann"), "bo@elsewhere.org")
+    client = imap(server)
+    until(lambda: fetched(client), "shown")
+    until(lambda: entry(server).shown is not None, "remembered")
+    client.select("Outbox")
+    client.store("1", "+FLAGS", "\\Deleted")
+    client.expunge()
+    world.open = True
+    until(lambda: queue_files(server) == [], "cancelled")
+    assert len(world.taken) == 1 and fetched(client) == []
 
 
 def test_mail_that_leaves_at_once_is_never_shown(serve, dial, world, imap):
