@@ -87,7 +87,14 @@ SMTP = (
         8461, "MTA-STS", "yes", "smtp/mta_sts.py", (), "of other domains; our own is generated and checked, not served"
     ),
     Rfc(8463, "DKIM: Ed25519", "yes", "mail/signing.py, mail/dkim.py"),
-    Rfc(8689, "REQUIRETLS", "partly", "smtp/session.py, smtp/tls_policy.py", ("REQUIRETLS",), "no TLS-Required field"),
+    Rfc(
+        8689,
+        "REQUIRETLS",
+        "partly",
+        "smtp/session.py, smtp/tls_policy.py",
+        ("REQUIRETLS",),
+        "waits before it is returned; no TLS-Required field",
+    ),
     Rfc(9422, "LIMITS", "partly", "smtp/client.py", (), "kept to where a server states them"),
 )
 MESSAGES = (

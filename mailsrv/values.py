@@ -238,6 +238,11 @@ class Envelope:
     envid: str = ""
     require_tls: bool = False
 
+    @property
+    def must_require_tls(self) -> bool:
+        """Whether it may not go otherwise: a report has the wish too, but is not lost for it (RFC 8689 4.2.1, 5)."""
+        return self.require_tls and self.sender is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

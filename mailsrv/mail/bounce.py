@@ -78,12 +78,15 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A finished report and where it goes. `final`: a failure of this one is told to nobody."""
+    """A finished report and where it goes. `final`: a failure of this one is told to nobody. `require_tls`: it is about
+    a message that had the wish (RFC 8689 5).
+    """
 
     recipient: Address
     message: bytes
     smtputf8: bool
     final: bool
+    require_tls: bool = False
 
 
 UNTOLD = "It was passed on to another address; what was said there is not shown"
@@ -126,19 +129,20 @@ class Bounces:
             str(one).isascii() for one in (sender, *(r.address for r in report.recipients))
         )
         message = self._message(report, author, sender, utf8=utf8, seven_bit=seven_bit, final=final)
-        return Letter(sender, message, utf8, final)
+        return Letter(sender, message, utf8, final, entry.envelope.require_tls)
 
     def undeliverable(self, letter: Letter, postmaster: Address | None) -> Letter | None:
         """The sender cannot be told, for good: the postmaster is given the report instead."""
         if letter.final or postmaster is None or postmaster == letter.recipient:
             return None
-        return Letter(postmaster, letter.message, letter.smtputf8, True)
+        return replace(letter, recipient=postmaster, final=True)
 
     def _message(
         self, report: Report, author: Address, to: Address, *, utf8: bool, seven_bit: bool, final: bool
     ) -> bytes:
         entry = report.entry
-        asked = report.kind == "failed" and entry.envelope.ret != "HDRS"  # RFC 3461 4.3
+        wanted = entry.envelope.ret != "HDRS" and not entry.envelope.require_tls  # RFC 3461 4.3, RFC 8689 5
+        asked = report.kind == "failed" and wanted
         full = asked and entry.size <= self._return_octets and (final or not _is_passed_on(entry))
         content = report.content(entry.size if full else HEADER_OCTETS + 4)
         header = _header_of(content)
@@ -263,8 +267,11 @@ def _spelt(typed: str, *, utf8: bool) -> str:
     kind, semicolon, address = typed.partition(";")
     if utf8 or kind.lower() != "utf-8" or typed.isascii():
         return typed
-    spelt = "".join(c if c.isascii() and c not in "\\+=" else f"\\x{{{ord(c):02X}}}" for c in address)
-    return f"{kind}{semicolon}{spelt}"
+    start = f"{kind}{semicolon}{' ' if address.startswith(' ') else ''}"
+    pieces = [c if c.isascii() and c not in " \\+=" else f"\\x{{{ord(c):02X}}}" for c in address.strip()]
+    while len(start) + sum(map(len, pieces)) > LINE:
+        pieces.pop()
+    return start + "".join(pieces)
 
 
 def _status_of(one: Recipient, kind: Kind) -> str:

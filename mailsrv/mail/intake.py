@@ -442,7 +442,7 @@ class Intake:
 
     def _post(self, letter: Letter, id: str) -> None:
         route = self.route(letter.recipient, RecipientOptions(), anywhere=True, null_sender=True)
-        envelope = Envelope(None, smtputf8=letter.smtputf8)
+        envelope = Envelope(None, smtputf8=letter.smtputf8, require_tls=letter.require_tls)
         origin = Origin(service=LAST_REPORT if letter.final else REPORT)
         trace = _OwnTrace(None, self._out.bounces.received(id))
         try:

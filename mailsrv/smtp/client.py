@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import ssl
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mailsrv.net.stream import ConnectionLost, DeadlineExceeded, Stream, StreamError
 from mailsrv.smtp.outgoing import Outgoing
@@ -75,6 +75,7 @@ class Client:
         self._stream.write_seconds = self._timeouts.block
         self.offers = Offers()
         self.tls = ""
+        self.vouched = False  # name and certificate are what REQUIRETLS wants them to be (RFC 8689 2)
         self.transactions = 0
         self._dirty = False  # a transaction was begun and not ended by its final reply
 
@@ -142,6 +143,8 @@ class Client:
         too, what is in `said` stands. Unfit comes before anything was sent.
         """
         utf8 = self._fits(message, envelope, recipients)
+        if envelope.require_tls and not (envelope.must_require_tls or self.vouched):
+            envelope = replace(envelope, require_tls=False)  # a report goes all the same, without the word
         some = recipients[: min(RECIPIENTS, self.offers.limit("RCPTMAX") or RECIPIENTS)]
         survey = message.survey
         mail = mail_command(envelope, self.offers, size=survey.size, eight_bit=survey.eight_bit, utf8=utf8)
@@ -167,7 +170,7 @@ class Client:
         survey, offers = message.survey, self.offers
         if 0 < offers.size_limit < survey.size:  # RFC 1870 6.1: no use in trying
             raise Unfit("3.4", f"{survey.size} octets are more than the {offers.size_limit} this server takes")
-        if envelope.require_tls and not (self.tls and "REQUIRETLS" in offers):
+        if envelope.must_require_tls and not (self.tls and "REQUIRETLS" in offers):
             raise Unfit("7.30", "The server does not offer REQUIRETLS, which the sender asked for", permanent=False)
         if survey.eight_bit and not ("8BITMIME" in offers or "SMTPUTF8" in offers):
             raise Unfit("6.3", "The message has 8-bit text, which this server does not take (8BITMIME)")

@@ -165,7 +165,7 @@ class Relay:
             attempt.settle(Disposition.NEVER, Trouble("5.1.7", wrong.message))
 
     def _key(self, attempt: _Attempt) -> Any:
-        return attempt.destination, attempt.job.envelope.require_tls
+        return attempt.destination, attempt.job.envelope.must_require_tls
 
     def _again(self, attempt: _Attempt) -> bool:
         """Use a connection that is there, and another one if that proves dead; True if nothing is left to do."""
@@ -260,7 +260,7 @@ class Relay:
         return None
 
     def _policy(self, host: Host, attempt: _Attempt) -> TlsPolicy:
-        route, require_tls = attempt.route, attempt.job.envelope.require_tls
+        route, require_tls = attempt.route, attempt.job.envelope.must_require_tls
         if route is None:
             until = self._clock() + self._settings.lookup_seconds
             return self._policies.for_host(attempt.destination, host, require_tls=require_tls, until=until)
@@ -339,8 +339,10 @@ class Relay:
             if not dane.is_authentic(policy.tlsa, client.peer_chain(), policy.names):
                 raise PolicyFailed(f"The certificate of {client.host} is not the one in its TLSA records (DANE)")
             client.tls += " DANE"
+            client.vouched = True
         elif policy.level is Tls.VERIFIED:
             client.tls += " verified"
+            client.vouched = bool(policy.origin)  # not by our own default alone: nobody vouches for the MX then
 
     def _context(self, policy: TlsPolicy) -> ssl.SSLContext:
         verify = policy.level is Tls.VERIFIED and not policy.tlsa

@@ -224,6 +224,23 @@ def test_where_the_sender_has_other_letters_the_report_has_them_too():
     assert letter.smtputf8 and parts(letter)[2].get_content_type() == "message/global"
 
 
+def test_rfc8689_of_a_message_that_requires_tls_the_header_goes_back_and_the_wish_with_it():
+    letter = write(recipient(), require_tls=True, ret="FULL")
+    assert letter.require_tls and parts(letter)[2].get_content_type() == "text/rfc822-headers"
+    assert b"Text." not in letter.message and not write(recipient()).require_tls
+    assert Bounces("mx.example.com").undeliverable(letter, POSTMASTER).require_tls
+
+
+def test_rfc6533_what_may_not_stand_in_an_address_is_spelt_and_the_line_is_not_too_long():
+    letter = write(recipient("jürgen a+b\\c@example.org"))
+    [told] = fields(letter)
+    assert told["Final-Recipient"] == r'utf-8; "j\x{FC}rgen\x{20}a\x{2B}b\x{5C}\x{5C}c"@example.org'
+    one = recipient()
+    one.options = RecipientOptions(orcpt="utf-8;" + "ü" * 500 + "@example.org")
+    [told] = fields(write(one))
+    assert told["Original-Recipient"].startswith(r"utf-8;\x{FC}") and told["Original-Recipient"].endswith("}")
+
+
 def test_s13_reports_on_reports():
     letter = write(recipient(), sender=None)
     assert letter.recipient == POSTMASTER and letter.final

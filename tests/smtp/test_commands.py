@@ -98,7 +98,7 @@ RCPT = [*MAIL, "RCPT TO:<ann@example.com>"]
         (READY, "MAIL FROM:<x@elsewhere.org> RET", "501 5.5.4"),
         (READY, "MAIL FROM:<x@elsewhere.org> ENVID=", "501 5.5.4"),
         (READY, "MAIL FROM:<x@elsewhere.org> ENVID=a+0D+0Ab", "501 5.5.4"),
-        (READY, "MAIL FROM:<x@elsewhere.org> REQUIRETLS", "555 5.5.4"),  # in clear it means nothing (RFC 8689 4.1)
+        (READY, "MAIL FROM:<x@elsewhere.org> REQUIRETLS", "555 5.5.4"),  # in clear it means nothing (RFC 8689 2)
         (READY, "MAIL FROM:<x@elsewhere.org> NOTIFY=NEVER", "555 5.5.4"),
         (READY, "mail from:<x@elsewhere.org>", "250 2.1.0"),
         (READY, "MAIL FROM: <x@elsewhere.org>", "250 2.1.0"),

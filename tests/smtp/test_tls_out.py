@@ -431,6 +431,20 @@ def test_requiretls_is_not_sent_to_who_does_not_keep_it(world, tls_of):
     assert is_policy_failure(world.send("bo@example.org", require_tls=True)[0], sink)
 
 
+@pytest.mark.parametrize("vouched", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_rfc8689_a_report_goes_with_requiretls_where_it_may_and_is_not_lost_for_it(
+    world, request, tls_of, vouched, offered
+):  # fmt: skip
+    if vouched:
+        request.getfixturevalue("sts")
+    extensions = [*EXTENSIONS, "REQUIRETLS"] if offered else EXTENSIONS
+    sink = world.domain("example.org", tls=tls_of(HOST), extensions=extensions)
+    [outcome] = world.send("bo@example.org", sender=None, require_tls=True)
+    assert outcome.disposition is SENT
+    assert ("REQUIRETLS" in sink.messages[0].mail.split()) == (vouched and offered)
+
+
 def test_a_connection_made_without_care_is_not_used_for_requiretls(world, tls_of):
     sink = world.domain("example.org", tls=tls_of("x.example"), extensions=[*EXTENSIONS, "REQUIRETLS"])
     assert world.send("bo@example.org")[0].disposition is SENT

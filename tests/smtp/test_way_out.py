@@ -1,5 +1,7 @@
 """From a user's submission to another server, through the settings, the queue and the DNS."""
 
+import email
+import email.policy
 import smtplib
 import ssl
 
@@ -68,3 +70,36 @@ def test_a_report_reaches_a_7_bit_host(world, serve, dial, body):
     assert message.recipients == ["x@third.org"] and message.mail.startswith("MAIL FROM:<>")
     assert message.text.isascii() and max(map(len, message.text.split(b"\r\n"))) <= 998
     assert b"text/rfc822-headers" in message.text
+
+
+@pytest.mark.parametrize("srs", [False, True])
+@pytest.mark.parametrize("able", [False, True])
+def test_a_report_to_an_address_with_other_letters_needs_a_host_that_takes_them(world, serve, dial, srs, able):
+    """The envelope needs SMTPUTF8, whatever the report is written in. Not offered, the postmaster is told."""
+    refuses = world.domain("example.org")
+    refuses.on["RCPT shop@example.org"] = "550 5.1.1 gone"
+    third = world.domain("third.org", extensions=("PIPELINING", "8BITMIME", *(["SMTPUTF8"] if able else [])))
+    settings = {"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.port": world.port}
+    serving = serve(**settings, **{"forwarding.srs": srs})
+    serving.accounts.add_alias("sales@example.com", ["shop@example.org"])
+    serving.accounts.add_alias("postmaster@example.com", ["cy@example.com"])
+    client = dial(serving)
+    for command in ("MAIL FROM:<jürgen@third.org> SMTPUTF8", "RCPT TO:<sales@example.com>"):
+        assert client.say(command).startswith(b"250 ")
+    assert client.say("DATA", "Subject: Grüße\r\n\r\nText.\r\n.").startswith(b"250 ")
+    folder = serving.maildir("cy") / "new"
+    if able:
+        assert third.arrived.wait(20)
+        [message] = third.messages
+        assert message.recipients == ["jürgen@third.org"] and "SMTPUTF8" in message.mail.split()
+        kind = "delivery-status" if srs else "global-delivery-status"
+        assert f"message/{kind}\r\n".encode() in message.text and not folder.exists()
+        return
+    with gevent.Timeout(20):
+        while not folder.exists() or not list(folder.iterdir()):
+            gevent.sleep(0.01)
+    [path] = folder.iterdir()
+    told = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
+    assert told["Subject"].startswith("Undeliverable report: ") and third.messages == []
+    words = next(told.iter_parts()).get_content()
+    assert "jürgen@third.org" in words and "SMTPUTF8" in words and "The sender of this message cannot be told" in words
