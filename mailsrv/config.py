@@ -66,7 +66,9 @@ def load(path: str) -> Config:
     except FileNotFoundError:
         raise ConfigError([f"{path}: there is no such file; {INSTEAD}"]) from None
     except (OSError, UnicodeDecodeError) as failure:
-        raise ConfigError([f"{path}: cannot be read: {failure}"]) from None
+        reason = getattr(failure, "strerror", None) or failure
+        hint = "; do it as root" if isinstance(failure, PermissionError) else ""
+        raise ConfigError([f"{path}: cannot be read: {reason}{hint}"]) from None
     return parse(text, path)
 
 

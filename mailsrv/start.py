@@ -1,6 +1,6 @@
 """What a server needs before it serves: bound addresses, certificates; and both kinds of settings, read again.
 
-Imports: config, certificates, net, log.
+Imports: config, certificates, mail.accounts, net, log.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from mailsrv import config as configuration
 from mailsrv import log
 from mailsrv.certificates import names
 from mailsrv.config import Config, ConfigError
+from mailsrv.errors import MailError
+from mailsrv.mail.accounts import Accounts
 from mailsrv.net import listener, tls
 
 IMPLICIT_TLS = ("submissions", "imaps")
@@ -133,8 +135,19 @@ def _blame(config: Config, failure: Exception) -> str:
             tls.server_context([tls.Pair(certificate, key)])
         except (OSError, ssl.SSLError) as problem:
             reason = getattr(problem, "reason", None) or problem
+            if reason == "KEY_VALUES_MISMATCH":
+                return f"tls.certificate {certificate}, tls.key {key}: the key is another certificate's"
             return f"tls.certificate {certificate}, tls.key {key}: {reason}; both are PEM, and belong together"
     return f"tls.certificate: {failure}"
+
+
+def check_accounts(config: Config) -> None:
+    """StartError if the accounts that are there cannot be used: every process would fail, again and again."""
+    if os.path.exists(config.accounts_path):
+        try:
+            Accounts(config.accounts_path, config.mail_root).close()
+        except MailError as failure:
+            raise StartError(str(failure)) from None
 
 
 # ------------------------------------------------------------------ while it runs

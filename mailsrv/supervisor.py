@@ -37,6 +37,7 @@ from mailsrv.start import (
     Bound,
     StartError,
     bind_all,
+    check_accounts,
     load_certificates,
     offers_tls,
     own_certificate,
@@ -98,6 +99,7 @@ def _start(
     else:
         pid_file.acquire()
     privileges.check(config)
+    check_accounts(config)
     _open_log(config, detached=detached)
     privileges.advise(config)
     if context is None:

@@ -1,5 +1,9 @@
 """The configuration: what is wrong is told at once, with file, line, expectation and the nearest name."""
 
+import builtins
+import errno
+import os
+
 import pytest
 import yaml
 from hypothesis import given
@@ -90,6 +94,16 @@ def test_a_file_that_is_not_there_says_what_to_do(tmp_path):
         config.load(str(tmp_path / "binary.yaml"))
     with pytest.raises(ConfigError, match="cannot be read"):
         config.load(str(tmp_path))
+
+
+def test_a_file_that_may_not_be_read_says_who_may(monkeypatch):
+    def refuse(*args, **more):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/etc/mailsrv/mailsrv.yaml")
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(ConfigError) as refused:
+        config.load("/etc/mailsrv/mailsrv.yaml")
+    assert refused.value.problems == ["/etc/mailsrv/mailsrv.yaml: cannot be read: Permission denied; do it as root"]
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    from mailsrv.start import tls_context
+    from mailsrv.start import check_accounts, tls_context
 
     settings = load_config(args, stay_root=True)
     tls_context(settings)
+    check_accounts(settings)
     if not settings["tls.certificate"]:
         say(f"{settings.path}: note: without tls.certificate the server makes its own, which mail programs warn of")
     print(f"{settings.path}: ok")

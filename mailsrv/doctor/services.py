@@ -32,7 +32,8 @@ def accounts(settings: Config) -> Iterator[Finding]:
         with closing(Accounts(settings.accounts_path, settings.mail_root)) as found:
             domains, users = found.domains(), found.users()
     except MailError as failure:
-        yield Finding(FAIL, f"accounts: {failure}", "restore the file from a backup, or move it away and begin anew")
+        advice = "restore the file from a backup, or, if it is a newer mailsrv's, install that again (docs/upgrade.md)"
+        yield Finding(FAIL, f"accounts: {failure}", advice)
         return
     if not domains:
         yield Finding(WARN, "accounts: no domain, so all mail is refused", "mailsrv domain add DOMAIN")

@@ -168,7 +168,9 @@ class Accounts:
                     self._db.execute(f"PRAGMA user_version={VERSION}")
             self._hand_over()
         elif version != VERSION:
-            raise TemporaryFailure(f"{self._path} has schema version {version}; this program knows {VERSION}")
+            raise TemporaryFailure(
+                f"{self._path} has schema version {version}; this program knows {VERSION}: a newer mailsrv wrote it"
+            )
 
     def _hand_over(self) -> None:
         """As `files.hand_over`; SQLite gives its other files the owner that the database has. By its name: to close a

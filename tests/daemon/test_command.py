@@ -7,13 +7,16 @@ import re
 import signal
 import smtplib
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
 from mailsrv import config
-from tests.conftest import PASSWORD
+from mailsrv.mail.accounts import Accounts
+from tests.conftest import PASSWORD, configuration
 from tests.daemon.conftest import ROOT, until
 
 
@@ -197,6 +200,19 @@ def test_doctor_finds_what_is_wrong(daemon, tmp_path):
     assert wrong.returncode == 1
     assert "fail  tls: tls.certificate" in wrong.stdout
     assert f"fail  smtp: 127.0.0.1:{server.ports['smtp']} is another program's" in wrong.stdout
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_accounts_of_a_newer_version_are_refused_before_anything_starts(tmp_path, workers):
+    settings = configuration(tmp_path, None, {"server.workers": workers, "log.file": str(tmp_path / "log")})
+    Accounts(settings.accounts_path, settings.mail_root).close()
+    with closing(sqlite3.connect(settings.accounts_path)) as db:
+        db.execute("PRAGMA user_version=2")
+    says = f"mailsrv: {settings.accounts_path} has schema version 2; this program knows 1: a newer mailsrv wrote it\n"
+    for words in (["check"], ["serve"], ["serve", "--foreground"]):
+        refused = mailsrv(*words, "--config", settings.path)
+        assert (refused.returncode, refused.stderr) == (1, says), words
+    assert "process-started" not in (tmp_path / "log").read_text()
 
 
 def test_check_names_file_line_expectation_and_nearest_name(tmp_path):
