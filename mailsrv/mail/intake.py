@@ -25,7 +25,9 @@ from mailsrv import counters, log
 from mailsrv.errors import MailError, OverQuota, RecipientUnknown, RelayDenied
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.bounce import LAST_REPORT, REPORT, Bounces, Letter, Report, quoted
+from mailsrv.mail.gate import writers_at_once
 from mailsrv.mail.mailbox import AccountMail, Mailboxes
+from mailsrv.mail.together import Together
 from mailsrv.store.account import Incoming, Staged
 from mailsrv.store.entry import SENT, Entry, Origin
 from mailsrv.store.entry import Recipient as Waiting
@@ -50,6 +52,8 @@ __all__ = [
 ]  # fmt: skip
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_Made = tuple[Entry, Incoming, bytes]  # an entry, its message, and what goes before that
 
 NO_OPTIONS = RecipientOptions()
 REPORTED_OCTETS = 64 * 1024  # of a message whose delivery is to be reported
@@ -225,7 +229,10 @@ class Transaction:
         spool = self._intake.spool
         if not places and len(self._entries) == 1:
             entry, prefix = self._entries[0]
-            self._write_queue(spool.put, entry, self._incoming, prefix)
+            if self._incoming.path is None:
+                self._intake.put((entry, self._incoming, prefix))
+            else:  # large: small ones need not wait for it
+                self._write_queue(spool.put, entry, self._incoming, prefix)
             return []
         entries: list[StagedEntry] = []
         try:
@@ -345,6 +352,11 @@ class Intake:
     ) -> None:
         self.mailboxes, self.accounts, self.outgoing = mailboxes, accounts, outgoing
         self._mail_root = mail_root
+        self.put: Together[_Made, None] = Together(self._put_all, writers_at_once)
+
+    def _put_all(self, made: Sequence[_Made]) -> Sequence[Exception | None]:
+        with self.mailboxes.delivering:
+            return offload(self.spool.put_all, made)
 
     def has_room(self, octets: int) -> bool:
         """Whether the disk has that much left. Where it cannot be asked, storing will tell."""

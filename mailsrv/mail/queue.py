@@ -5,8 +5,8 @@ recipients have in common, `deliver` is the way into our own mailboxes, `post` t
 on disk before anything is forgotten; a report is on its way, durably, before its reason is. What is kept in memory of
 a waiting entry is its id and when to look at it.
 
-Imports: mail.{bounce,gate,lanes,wakeup}, store, log, errors, values, gevent.    docs/decisions/0009-the-queue.md;
-RFC 5321 4.5.4.
+Imports: mail.{bounce,gate,lanes,together,wakeup}, store, log, errors, values, gevent.
+docs/decisions/0009-the-queue.md; RFC 5321 4.5.4.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from gevent.pool import Pool
 from mailsrv import log
 from mailsrv.errors import MailError, TemporaryFailure
 from mailsrv.mail import bounce
-from mailsrv.mail.gate import Gate, writers_at_once
+from mailsrv.mail.gate import writers_at_once
 from mailsrv.mail.lanes import Lane, Lanes
+from mailsrv.mail.together import Together
 from mailsrv.mail.wakeup import Wakeups
 from mailsrv.store.entry import CANCELLED, FAILED, SCHEDULED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.files import offload
-from mailsrv.store.spool import EntryGone, Ownership, Spool, time_of
+from mailsrv.store.spool import EntryBusy, EntryGone, Ownership, Spool, time_of
 from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
 
 LOCAL = "local"  # the destination that is our own mailboxes
@@ -97,6 +98,9 @@ class _Turn:
     read_at: float
 
 
+_Change = tuple[str, Callable[[Entry], bool]]
+
+
 @dataclass(slots=True)
 class Hooks:
     """Who wants to hear. `changed`: the entry was written, or has ended (`entry.over`), or takes long (SLOW_SECONDS).
@@ -128,7 +132,9 @@ class Queue:
         self._stir = Event()
         self._stopping = False
         self._started_wall = 0.0
-        self._writing = Gate(writers_at_once)
+        self._changes: Together[_Change, Entry] = Together(
+            lambda changes: offload(spool.change_all, changes), writers_at_once
+        )
         self._openers = Pool(OPENERS)
         self._attempts = Pool()
         self._greenlets: list[gevent.Greenlet] = []
@@ -443,8 +449,7 @@ class Queue:
         pause = 0.1
         while True:
             try:
-                with self._writing:
-                    entry = offload(self.spool.change, id, merge)
+                entry = self._change(id, merge)
                 break
             except EntryGone:
                 for outcome in outcomes:
@@ -466,6 +471,16 @@ class Queue:
             self.counters.ended += 1
             return None
         return 0.0 if any(one.report for one in entry.recipients) else entry.wait(self.spool.now())
+
+    def _change_all(self, changes: Sequence[_Change]) -> Sequence[Entry | Exception]:
+        return offload(self.spool.change_all, changes)
+
+    def _change(self, id: str, act: Callable[[Entry], bool]) -> Entry:
+        """As `Spool.change`, together with others."""
+        try:
+            return self._changes((id, act))
+        except EntryBusy:
+            return offload(self.spool.change, id, act)  # it may take a while, and nobody else waits for it
 
     def _apply(
         self, entry: Entry, one: Recipient, destination: str, outcome: Outcome, now: Stamp, after: float | None

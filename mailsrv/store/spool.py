@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,6 +43,10 @@ _time: Callable[[], float] = get_original("time", "time")
 
 class EntryGone(Exception):
     """There is no such entry (any more)."""
+
+
+class EntryBusy(Exception):
+    """Somebody is changing the entry."""
 
 
 class QueueLocked(Exception):
@@ -169,21 +173,28 @@ class Spool:
 
     def commit(self, staged: StagedEntry) -> None:
         """The entry exists, and survives a power cut, when this returns. On failure nothing of it is left."""
-        id = staged.entry.id
         try:
-            with files.storage_errors("Placing the message in the queue"):
-                try:
-                    files.rename_noreplace(staged.message, self.message_path(id))
-                except FileNotFoundError:  # the first entry of its part
-                    self._make_part(id)
-                    files.rename_noreplace(staged.message, self.message_path(id))
-                files.rename_noreplace(staged.envelope, self.envelope_path(id))
-                self._sync(id)
+            self._place(staged)
+            self._sync_part(staged.entry.id[-2:])
         except BaseException:
-            for path in (self.envelope_path(id), self.message_path(id)):
-                files.unlink_quietly(path)
-            self.discard(staged)
+            self._take_back(staged)
             raise
+
+    def _place(self, staged: StagedEntry) -> None:
+        """The entry exists, and does not survive a power cut yet."""
+        id = staged.entry.id
+        with files.storage_errors("Placing the message in the queue"):
+            try:
+                files.rename_noreplace(staged.message, self.message_path(id))
+            except FileNotFoundError:  # the first entry of its part
+                self._make_part(id)
+                files.rename_noreplace(staged.message, self.message_path(id))
+            files.rename_noreplace(staged.envelope, self.envelope_path(id))
+
+    def _take_back(self, staged: StagedEntry) -> None:
+        for path in (self.envelope_path(staged.entry.id), self.message_path(staged.entry.id)):
+            files.unlink_quietly(path)
+        self.discard(staged)
 
     def _make_part(self, id: str) -> None:
         try:
@@ -220,8 +231,31 @@ class Spool:
         """Whether an entry of that name was put aside."""
         return os.path.lexists(f"{self.damaged_dir}/{id}.why")
 
-    def _sync(self, id: str) -> None:
-        files.sync_directory(f"{self.root}/{id[-2:]}")
+    def put_all(self, made: Sequence[tuple[Entry, Incoming, bytes]]) -> list[Exception | None]:
+        """The same for several entries, each with an outcome of its own; a directory is synced once for all of them."""
+        outcomes: list[Exception | None] = [None] * len(made)
+        parts: dict[str, list[tuple[int, StagedEntry]]] = {}
+        for number, one in enumerate(made):
+            try:
+                staged = self.stage(*one)
+            except Exception as failure:  # of one, and no concern of the others
+                outcomes[number] = failure
+                continue
+            parts.setdefault(one[0].id[-2:], []).append((number, staged))
+        for part, members in parts.items():
+            for number, staged in members:
+                try:
+                    self._place(staged)
+                except Exception as failure:
+                    self._take_back(staged)
+                    outcomes[number] = failure
+            try:
+                self._sync_part(part)
+            except Exception as failure:
+                for number, staged in members:
+                    self._take_back(staged)
+                    outcomes[number] = failure
+        return outcomes
 
     # -------------------------------------------------------------- reading
 
@@ -304,17 +338,45 @@ class Spool:
         durable.
         """
         with self._owned(id):
-            entry = self.load(id)
-            if act(entry):
-                self._replace(entry)
-            else:
-                self._remove(id)
+            entry = self._change(id, act)
+            self._sync_part(id[-2:])
             return entry
+
+    def change_all(self, changes: Sequence[tuple[str, Callable[[Entry], bool]]]) -> list[Entry | Exception]:
+        """The same for several entries, each with an outcome of its own; a directory is synced once for all of them.
+
+        An entry that somebody else is changing is left as it is, with EntryBusy: `change` waits for it.
+        """
+        outcomes: list[Entry | Exception] = []
+        for id, act in changes:
+            try:
+                with self._owned(id, wait=False):
+                    outcomes.append(self._change(id, act))
+            except Exception as failure:  # of one, and no concern of the others
+                outcomes.append(failure)
+        for part in dict.fromkeys(id[-2:] for id, _ in changes):
+            try:
+                self._sync_part(part)
+            except TemporaryFailure as failure:
+                for number, (id, _) in enumerate(changes):
+                    if id[-2:] == part and isinstance(outcomes[number], Entry):
+                        outcomes[number] = failure
+        return outcomes
+
+    def _change(self, id: str, act: Callable[[Entry], bool]) -> Entry:
+        """Not durable before the directory is synced."""
+        entry = self.load(id)
+        if act(entry):
+            self._replace(entry)
+        else:
+            self._remove(id)
+        return entry
 
     def remove(self, id: str) -> None:
         """End the entry, or take back one that was just made."""
         with self._owned(id):
             self._remove(id)
+            self._sync_part(id[-2:])
 
     def _replace(self, entry: Entry) -> None:
         with files.storage_errors("Writing to the queue"):
@@ -326,7 +388,6 @@ class Spool:
             except BaseException:
                 files.unlink_quietly(path)
                 raise
-            self._sync(entry.id)
 
     def _remove(self, id: str) -> None:
         with files.storage_errors("Removing from the queue"):
@@ -335,11 +396,14 @@ class Spool:
             except FileNotFoundError:
                 raise EntryGone(id) from None
             files.unlink(self.message_path(id))
-            self._sync(id)
+
+    def _sync_part(self, part: str) -> None:
+        with files.storage_errors("Writing to the queue"):
+            files.sync_directory(f"{self.root}/{part}")
 
     @contextmanager
-    def _owned(self, id: str) -> Iterator[None]:
-        """Others that would change the entry wait meanwhile."""
+    def _owned(self, id: str, *, wait: bool = True) -> Iterator[None]:
+        """Others that would change the entry wait meanwhile. Raises EntryBusy if they do and we shall not `wait`."""
         path = self.message_path(id)
         with files.storage_errors("Locking the entry"):
             try:
@@ -349,7 +413,7 @@ class Spool:
                     raise EntryDamaged("the message file is missing") from None
                 raise EntryGone(id) from None
         try:
-            _lock(fd, id)
+            _lock(fd, id, wait)
             if not os.fstat(fd).st_nlink:
                 raise EntryGone(id)
             yield
@@ -369,7 +433,7 @@ class Spool:
                 except FileNotFoundError:
                     pass
             files.sync_directory(self.damaged_dir)
-            self._sync(id)
+            self._sync_part(id[-2:])
 
     def damaged(self) -> list[tuple[str, str]]:
         """(id, reason) of what was put aside."""
@@ -442,7 +506,7 @@ def _digest(fd: int) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _lock(fd: int, id: str) -> None:
+def _lock(fd: int, id: str, wait: bool) -> None:
     """A lock is held for milliseconds; whoever holds it for long has stopped."""
     deadline = _monotonic() + LOCK_SECONDS
     pause = 0.001
@@ -451,6 +515,8 @@ def _lock(fd: int, id: str) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            if not wait:
+                raise EntryBusy(id) from None
             if _monotonic() > deadline:
                 raise TemporaryFailure(f"the queue entry {id} is locked by another process") from None
         except OSError as failure:

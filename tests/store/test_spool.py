@@ -1,6 +1,7 @@
 """The queue on disk: an entry is there whole or not at all, whatever happens and wherever the work ends."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
 from mailsrv.store.entry import FAILED, SENT, Entry, EntryDamaged, Origin, Recipient, Stamp
 from mailsrv.store.files import Incoming
-from mailsrv.store.spool import PARTS, EntryGone, Ownership, QueueLocked, Spool, is_id, new_id, time_of
+from mailsrv.store.spool import PARTS, EntryBusy, EntryGone, Ownership, QueueLocked, Spool, is_id, new_id, time_of
 from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
 
 TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
@@ -116,6 +117,89 @@ def test_the_order_of_a_creation(spool, steps):
     spool.change(one.id, lambda entry: False)
     assert [step for step, _ in steps] == ["unlink", "unlink", "fsync"]
     assert [path for _, path in steps] == [envelope, message, os.path.dirname(message)]
+
+
+def several(spool: Spool, count: int, part: str = "ab") -> list[Entry]:
+    """Entries that are not there yet, all of one part."""
+    os.makedirs(f"{spool.root}/{part}", exist_ok=True)
+    made = [entry() for _ in range(count)]
+    for one in made:
+        one.id = one.id[:-2] + part
+    return made
+
+
+def test_several_are_synced_before_their_directory_and_that_once(spool, steps):
+    made = [*several(spool, 2), *several(spool, 1, "cd")]
+    steps.clear()
+    assert spool.put_all([(one, incoming(spool), b"") for one in made]) == [None] * 3
+    names = [step for step, _ in steps]
+    assert names == ["create", "fsync"] * 6 + ["rename"] * 4 + ["fsync"] + ["rename"] * 2 + ["fsync"]
+    assert len(whole(spool)) == 3
+    steps.clear()
+    spool.change_all([(one.id, lambda entry: False) for one in made])
+    assert [step for step, _ in steps] == ["unlink"] * 6 + ["fsync"] * 2
+    assert tree(spool) == []
+
+
+def test_of_several_each_has_an_outcome_of_its_own(spool):
+    made = several(spool, 3)
+    os.makedirs(f"{spool.tmp_dir}/{made[1].id}.eml")  # in the way of the second
+    outcomes = spool.put_all([(one, incoming(spool), b"") for one in made])
+    assert [type(outcome) for outcome in outcomes] == [type(None), TemporaryFailure, type(None)]
+    assert [one.id for one in whole(spool)] == sorted(one.id for one in (made[0], made[2]))
+
+    def result(one):
+        one.recipients[0].state = FAILED
+        return True
+
+    Path(spool.envelope_path(made[2].id)).write_text("{")
+    with open(spool.message_path(made[0].id), "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        busy, gone, damaged = spool.change_all([(one.id, result) for one in made])
+    assert isinstance(busy, EntryBusy) and isinstance(gone, EntryGone) and isinstance(damaged, EntryDamaged)
+    [changed] = spool.change_all([(made[0].id, result)])
+    assert changed.recipients[0].state == FAILED == spool.load(made[0].id).recipients[0].state
+
+
+def test_s26_a_directory_that_cannot_be_synced_fails_all_in_it(spool):
+    here, there = several(spool, 2), several(spool, 1, "cd")
+
+    def hook(step, path):
+        if step == "fsync" and path.endswith("/ab"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files.on_step(hook)
+    try:
+        outcomes = spool.put_all([(one, incoming(spool), b"") for one in (*here, *there)])
+    finally:
+        files.on_step(None)
+    assert [type(outcome) for outcome in outcomes] == [TemporaryFailure, TemporaryFailure, type(None)]
+    assert [one.id for one in whole(spool)] == [there[0].id] and len(tree(spool)) == 2
+    spool.put_all([(one, incoming(spool), b"") for one in here])
+    files.on_step(hook)
+    try:
+        outcomes = spool.change_all([(one.id, lambda entry: True) for one in (*here, *there)])
+    finally:
+        files.on_step(None)
+    assert [type(outcome) for outcome in outcomes] == [TemporaryFailure, TemporaryFailure, Entry]
+
+
+def test_s25_a_creation_of_several_ends_anywhere(tmp_path, dies_at_every_step):
+    """Each is whole or not there; all are there when it was done."""
+
+    def prepare(n):
+        made = Spool(str(tmp_path / f"{n}"))
+        made.prepare()
+        return made
+
+    def work(made):
+        assert made.put_all([(one, incoming(made), b"") for one in several(made, 2)]) == [None, None]
+
+    def check(made, done):
+        assert len(whole(made)) == 2 or not done
+        old(made)
+
+    assert dies_at_every_step(prepare, work, check) >= 13
 
 
 def test_a_large_message_is_placed_as_it_was_received(spool):

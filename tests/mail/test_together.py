@@ -1,0 +1,103 @@
+"""Work that comes in while threads are busy goes together; everybody has an outcome of its own."""
+
+import gevent
+import pytest
+from gevent.event import Event
+
+from mailsrv.errors import TemporaryFailure
+from mailsrv.mail.together import MOST_TOGETHER, Together
+
+
+class Work:
+    """Remembers its lots, and waits to be let go."""
+
+    def __init__(self, at_once=1):
+        self.lots, self.go, self.at_once = [], Event(), at_once
+        self.together = Together(self.run, lambda: self.at_once)
+
+    def run(self, items):
+        self.lots.append(list(items))
+        assert self.go.wait(20)
+        return [ValueError(one) if one.startswith("bad") else f"did {one}" for one in items]
+
+    def begin(self, *names):
+        greenlets = [gevent.spawn(self.together, name) for name in names]
+        gevent.idle()
+        return greenlets
+
+    def end(self, greenlets):
+        self.go.set()
+        gevent.joinall(greenlets, timeout=20)
+        assert all(one.ready() for one in greenlets)
+
+
+@pytest.fixture
+def work():
+    return Work()
+
+
+def test_one_alone_does_not_wait_and_those_who_come_meanwhile_go_together(work):
+    names = [f"n{number}" for number in range(MOST_TOGETHER + 5)]
+    greenlets = work.begin(*names)
+    assert work.lots == [["n0"]]
+    work.end(greenlets)
+    assert work.lots == [names[:1], names[1 : MOST_TOGETHER + 1], names[MOST_TOGETHER + 1 :]]
+    assert [one.value for one in greenlets] == [f"did {name}" for name in names]
+
+
+def test_what_fails_of_one_is_no_concern_of_the_others(work):
+    greenlets = work.begin("first", "one", "bad", "two")
+    work.end(greenlets)
+    assert [one.value for one in greenlets] == ["did first", "did one", None, "did two"]
+    assert isinstance(greenlets[2].exception, ValueError)
+
+
+def test_several_lots_at_once_where_that_is_allowed():
+    work = Work(at_once=2)
+    greenlets = work.begin("a", "b", "c", "d")
+    assert work.lots == [["a"], ["b"]]
+    work.end(greenlets)
+    assert work.lots == [["a"], ["b"], ["c", "d"]]
+
+
+def test_more_at_once_as_soon_as_that_is_allowed_and_fewer_again(work):
+    greenlets = work.begin("a", "b", "c")
+    work.at_once = 2
+    greenlets += work.begin("d")
+    assert work.lots == [["a"], ["b", "c", "d"]]
+    work.at_once = 1
+    greenlets += work.begin("e", "f")
+    work.end(greenlets)
+    assert work.lots == [["a"], ["b", "c", "d"], ["e", "f"]]
+
+
+def test_who_ends_while_waiting_holds_nobody_up(work):
+    first, second, third = work.begin("a", "b", "c")
+    second.kill()
+    work.end([first, third])
+    assert work.lots == [["a"], ["c"]] and third.value == "did c"
+
+
+def test_who_ends_at_work_leaves_the_lot_to_be_tried_again(work):
+    greenlets = work.begin("a", "b", "c")
+    work.at_once = 2
+    [worker] = work.begin("d")
+    assert work.lots[-1] == ["b", "c", "d"]
+    worker.kill()
+    gevent.joinall(greenlets[1:], timeout=20)
+    assert [type(one.exception) for one in greenlets[1:]] == [TemporaryFailure] * 2
+    again = work.begin("e")
+    work.end([greenlets[0], *again])
+    assert greenlets[0].value == "did a" and again[0].value == "did e"
+
+
+def test_many_at_all_times(work):
+    """None is lost, none is done twice, whatever the order."""
+    work.go.set()
+    greenlets = []
+    for number in range(300):
+        greenlets.append(gevent.spawn_later(number % 7 / 1000, work.together, f"n{number}"))
+        work.at_once = 1 + number % 3
+    work.end(greenlets)
+    assert sorted(one.value for one in greenlets) == sorted(f"did n{number}" for number in range(300))
+    assert sorted(one for lot in work.lots for one in lot) == sorted(f"n{number}" for number in range(300))
