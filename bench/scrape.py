@@ -145,11 +145,12 @@ def main() -> None:
         gevent.killall([*loads, *drains])
         seconds.sort()
         cpu = value(text, "mailsrv_process_cpu_seconds_total{") - value(before, "mailsrv_process_cpu_seconds_total{")
-        print(f"{value(text, 'mailsrv_connections{'):.0f} connections, {len(seconds)} scrapes of {len(text) // 1024} KiB: "
-              f"median {seconds[len(seconds) // 2] * 1e3:.1f} ms, p99 {seconds[int(len(seconds) * 0.99)] * 1e3:.1f} ms, "
-              f"worst {seconds[-1] * 1e3:.1f} ms")  # fmt: skip
+        median, tail, worst = (seconds[min(len(seconds) - 1, int(len(seconds) * share))] for share in (0.5, 0.99, 1.0))
+        there = value(text, "mailsrv_connections{")
+        print(f"{there:.0f} connections, {len(seconds)} scrapes of {len(text) // 1024} KiB: "
+              f"median {median * 1e3:.1f} ms, p99 {tail * 1e3:.1f} ms, worst {worst * 1e3:.1f} ms")  # fmt: skip
         if not args.load:
-            print(f"processor time: {cpu / len(seconds) * 1e3:.2f} ms for each, with what the connections cost meanwhile")
+            print(f"processor time of each: {cpu / len(seconds) * 1e3:.2f} ms, with what connections cost meanwhile")
         was, now = late(before), late(text)
         print("event loops late by at most:", ", ".join(f"{le} s {now[le] - was.get(le, 0):.0f}" for le in now))
         for sock in clients:

@@ -47,7 +47,8 @@ from mailsrv.net.tally import Shared, Tally
 from mailsrv.networks import Networks
 from mailsrv.probes import Probe
 from mailsrv.runner import Runner, outgoing_of
-from mailsrv.smtp import session as smtp
+from mailsrv.smtp import context as smtp_context
+from mailsrv.smtp.session import Session as SmtpSession
 from mailsrv.start import IMPLICIT_TLS, PROBES, Bound, load_certificates, reopen_log, reread
 from mailsrv.store.files import close, offload
 from mailsrv.ticker import Ticker
@@ -188,9 +189,9 @@ class Server:
             PROBES: lambda stream: Probe(stream, self),
         }
 
-    def _smtp_maker(self, context: tls.ServerContext | None, *, submission: bool) -> Callable[[Stream], smtp.Session]:
+    def _smtp_maker(self, context: tls.ServerContext | None, *, submission: bool) -> Callable[[Stream], SmtpSession]:
         config = self.config
-        settings = smtp.SmtpSettings(
+        settings = smtp_context.SmtpSettings(
             message_bytes=config["smtp.message_bytes"],
             recipients=config["smtp.recipients"],
             command_seconds=config["smtp.command_seconds"],
@@ -207,7 +208,7 @@ class Server:
             undo_seconds=config["submission.undo_seconds"],
             future_seconds=config["submission.future_seconds"],
         )
-        services = smtp.Services(
+        services = smtp_context.Services(
             self.accounts,
             self.passwords,
             self.intake,
@@ -218,7 +219,7 @@ class Server:
             self.tally,
             self.throttle,
         )
-        return lambda stream: smtp.Session(stream, services)
+        return lambda stream: SmtpSession(stream, services)
 
     def _imap_maker(self, context: tls.ServerContext | None) -> Callable[[Stream], ImapSession]:
         config = self.config

@@ -1,10 +1,10 @@
-"""The receiving side of one SMTP connection: states, the table of commands, the transaction.
+"""The receiving side of one SMTP connection: the table of commands, what each does, the transaction's course.
 
 Replies of a pipelined group go out together. A message is answered with 250 only when `mail.intake` has made it
 durable for all its recipients (RFC 5321 6.1). Port 25 takes mail for local recipients from anybody; submission takes
 it from authenticated users, who send as themselves, to anywhere.
 
-Imports: smtp.replies, net.stream, mail, wire, log, errors, values.
+Imports: smtp.context, smtp.replies, net.stream, mail, wire, log, errors, values.
 RFC 5321, 2920 (PIPELINING), 3207 (STARTTLS), 4954 (AUTH), 6409 (submission).
 """
 
@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Flag, auto
+from dataclasses import dataclass
 from typing import Any
 
 from mailsrv import counters, log
@@ -31,101 +29,19 @@ from mailsrv.errors import (
     SenderRefused,
     TemporaryFailure,
 )
-from mailsrv.mail.accounts import Accounts
-from mailsrv.mail.intake import Intake, Origin, Outward, Recipient, Waiting, main_domain, new_id
-from mailsrv.mail.passwords import Caller, Passwords
-from mailsrv.mail.throttle import Throttle
+from mailsrv.mail.intake import Origin, Outward, main_domain, new_id
+from mailsrv.mail.passwords import Caller
 from mailsrv.net.stream import DeadlineExceeded, LimitExceeded, Stream, StreamError
-from mailsrv.net.tally import Shared, Tally
 from mailsrv.smtp.arrival import Arrival, Limits, TooLarge, Trace
+from mailsrv.smtp.context import Closing, Refusal, Services, State, Transaction
 from mailsrv.smtp.replies import reply_to
-from mailsrv.values import Account, Address, Envelope
+from mailsrv.values import Account, Address
 from mailsrv.wire import sasl
 from mailsrv.wire import smtp as wire
 from mailsrv.wire.errors import WireError
 from mailsrv.wire.smtp import Reply
 
-
-class State(Flag):
-    START = auto()
-    READY = auto()  # greeted, no transaction
-    MAIL = auto()
-    RCPT = auto()
-
-
 ANY = State.START | State.READY | State.MAIL | State.RCPT
-
-
-@dataclass(frozen=True, slots=True)
-class SmtpSettings:
-    """Limits in seconds, octets and counts. RFC 5321 4.5.3."""
-
-    message_bytes: int = 50 * 1024 * 1024
-    recipients: int = 1000
-    command_seconds: float = 300.0
-    data_seconds: float = 3600.0
-    write_seconds: float = 60.0
-    least_rate: float = 500.0  # octets per second of a message
-    errors_delayed: int = 10
-    errors: int = 20
-    idle_commands: int = 100  # that send no mail, in a row
-    hops: int = 100
-    login_failures: int = 5
-    failure_delay_seconds: float = 2.0
-    connections_per_user: int = 50
-    normalize_newlines: bool = False
-    save_sent: bool = False
-    undo_seconds: float = 0.0
-    future_seconds: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What sessions act on; one object for each service of a process."""
-
-    accounts: Accounts
-    passwords: Passwords
-    intake: Intake
-    hostname: str
-    submission: bool = False
-    tls_context: ssl.SSLContext | None = None
-    settings: SmtpSettings = field(default_factory=SmtpSettings)
-    tally: Tally = field(default_factory=lambda: Tally(Shared()))  # connections of each user
-    throttle: Throttle | None = None  # of those who ask for unknown recipients
-
-
-class Closing(Exception):
-    """The session ends with this reply."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.text)
-        self.reply = reply
-
-
-class Transaction:
-    """From MAIL to the end of DATA."""
-
-    __slots__ = ("asked", "expanded", "mail", "not_before", "outward", "recipients", "through")
-
-    def __init__(self, mail: wire.Mail, not_before: float | None) -> None:
-        self.mail, self.not_before = mail, not_before
-        self.asked: dict[Address, Outward] = {}  # as the sender named them
-        self.recipients: dict[int, Recipient] = {}  # by account: one copy each
-        self.outward: dict[Address, Outward] = {}  # likewise
-        self.through: list[Address] = []  # of ours, which lead elsewhere
-        self.expanded: list[Waiting] = []
-
-    @property
-    def count(self) -> int:
-        return len(self.recipients) + len(self.outward)
-
-    def wait(self) -> None:
-        """All of it goes to the queue, whoever it is for: recipients are looked up again when it is released."""
-        self.recipients, self.outward, self.through, self.expanded = {}, self.asked, [], []
-
-    def envelope(self) -> Envelope:
-        mail = self.mail
-        return Envelope(mail.sender, mail.body, mail.smtputf8, mail.ret, mail.envid, mail.require_tls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -618,14 +534,6 @@ class Session:
     def _limits(self) -> Limits:
         settings = self.settings
         return Limits(settings.message_bytes, settings.hops, settings.least_rate, settings.normalize_newlines)
-
-
-class Refusal(MailError):
-    """A refusal that this session words itself."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.text)
-        self.reply = reply
 
 
 def _decode(text: str) -> bytes:

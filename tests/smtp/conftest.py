@@ -14,7 +14,8 @@ import pytest
 
 from mailsrv.mail.intake import Intake
 from mailsrv.net.stream import Stream
-from mailsrv.smtp.session import Services, Session, SmtpSettings
+from mailsrv.smtp.context import Services, SmtpSettings
+from mailsrv.smtp.session import Session
 
 PASSWORD = "correct horse"
 
