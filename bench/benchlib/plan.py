@@ -50,7 +50,7 @@ WORKLOADS = {
     "push": Workload(deliveries.push, ALL, 240),
     "fanout": Workload(deliveries.fanout, BOTH, 400),
     "many": Workload(deliveries.many, ALL, 300),
-    "throughput": Workload(deliveries.throughput, ALL, 600),
+    "throughput": Workload(deliveries.throughput, ("mailsrv", "mailsrv-1", "dovecot", "dovecot-lmtp"), 600),
     "memory": Workload(connections.memory, ("mailsrv-1", "mailsrv", "dovecot"), 900),
     "login": Workload(connections.login, ("mailsrv", "mailsrv-1", "dovecot"), 240),
     "idlecpu": Workload(connections.idlecpu, ("mailsrv-1", "dovecot"), 240),
@@ -66,7 +66,12 @@ ALIASES = {
     "idle": "idlecpu",
     "logins": "login",
 }
-NOT_IF_QUICK = {("memory", "mailsrv"), ("login", "mailsrv-1"), ("many", "dovecot-lmtp")}
+NOT_IF_QUICK = {
+    ("memory", "mailsrv"),
+    ("login", "mailsrv-1"),
+    ("throughput", "mailsrv-1"),
+    ("many", "dovecot-lmtp"),
+}
 MINUTES = {"quick": "4", "full": "25 a round"}
 
 

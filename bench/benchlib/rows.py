@@ -98,6 +98,12 @@ def throughput(sizes: dict[str, Any]) -> Group:
             Row(f"{words}: last visible after the last 250", f"{name}.visible_after_last_250_ms", "ms"),
             Row(f"{words}: server CPU for each message", f"{name}.server_cpu_ms_per_msg", "ms", key=cpu_key),
         ]
+        if key:
+            ours, one = "mailsrv-1", f"{words}, `workers: 1`"
+            rows += [
+                Row(f"{one}: visible", f"{name}.visible_per_s", "/s", ours=ours),
+                Row(f"{one}: server CPU for each message", f"{name}.server_cpu_ms_per_msg", "ms", ours=ours),
+            ]
     rows += [
         Row("1 MB, 10 connections: visible", "throughput.1m.c10.visible_mbps", "MB/s"),
         Row("1 MB, 10 connections: server CPU for each message", "throughput.1m.c10.server_cpu_ms_per_msg", "ms"),
