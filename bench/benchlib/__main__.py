@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ HERE = Path(__file__).parent.parent
 ROOT = HERE.parent
 NEEDED = {"dovecot": "dovecot-imapd", "/usr/lib/dovecot/lmtp": "dovecot-lmtpd", "postfix": "postfix"}
 PICTURE = "benchmark.png"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def say(text: str) -> None:
@@ -158,15 +160,20 @@ def one_round(
 ) -> Iterator[dict[str, Any]]:
     """Fresh servers with fresh mailboxes; every workload on each in turn."""
     servers: dict[str, Target] = {}
-    users = max(args.sizes["many_users"], 320)
+    users = plan.users(pairs, args.sizes)
     try:
         for name, target in pairs:
-            say(f"round {number + 1} of {args.rounds}: {name} on {target}")
             key, workload = targets.server_of(target), plan.WORKLOADS[name]
             if key not in servers:
+                say(f"preparing {key}: {users} users")
                 servers[key] = targets.make(target, users, str(HERE))
                 if key == "mailsrv":
                     servers[key].version = version()
+                try:
+                    servers[key].prepare()
+                except (OSError, subprocess.CalledProcessError) as error:
+                    say(f"    {error}")  # the workloads will fail, and say so in the report
+            say(f"round {number + 1} of {args.rounds}: {name} on {target}")
             server = servers[key]
             targets.become(server, target)
             done = work.run(server, workload.run, args.sizes, 1 + number, True, workload.limit_seconds)
@@ -179,14 +186,29 @@ def one_round(
             if not done["errors"]:
                 say(f"    {done['seconds']:.0f} s. {report.line(name, results, target)}")
     finally:
-        for server in servers.values():
-            server.stop()
-        for server in servers.values():
-            if args.keep:
-                say(f"left: {server.dir}")
-            else:
-                say(f"removing the directory of {server.name}")
-                server.cleanup()
+        with undisturbed():
+            put_away(servers, args.keep)
+
+
+def put_away(servers: dict[str, Target], keep: bool) -> None:
+    for server in servers.values():
+        server.stop()
+    for server in servers.values():
+        if keep:
+            say(f"left: {server.dir}")
+        else:
+            say(f"removing the directory of {server.name}")
+            server.cleanup()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What must come to its end: signals that would end the program have to wait for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -218,11 +240,12 @@ def main(argv: list[str]) -> int:
             for one in wanting:
                 print(f"bench/run: {one}", file=sys.stderr)
             return 2
-        signal.signal(signal.SIGTERM, interrupt)
-        signal.signal(signal.SIGHUP, interrupt)
+        for number in ENDING:
+            signal.signal(number, interrupt)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        say(f"about {plan.MINUTES['quick' if args.quick else 'full']} minutes with all workloads and servers")
+        if not args.only:
+            say(f"about {plan.MINUTES['quick' if args.quick else 'full']} minutes with all servers")
         results = measure(args)
     write(args, results)
     found = failures(results)
@@ -232,4 +255,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -75,6 +75,14 @@ NOT_IF_QUICK = {
 MINUTES = {"quick": "4", "full": "25 a round"}
 
 
+MANY_USERS = ("many", "memory", "idlecpu")  # have one for each connection
+
+
+def users(pairs: list[tuple[str, str]], sizes: dict[str, Any]) -> int:
+    """How many users the servers need."""
+    return max(sizes["many_users"] if any(name in MANY_USERS for name, _ in pairs) else 0, 320)
+
+
 def chosen(only: list[str] | None, targets: list[str], quick: bool) -> list[tuple[str, str]]:
     """(workload, target) in the order they are run."""
     names = [ALIASES.get(name, name) for name in only or WORKLOADS if only or name not in OPTIONAL]

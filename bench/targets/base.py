@@ -43,6 +43,9 @@ class Target:
         """Path and owner of the user's Maildir if messages may be dropped into it."""
         return None
 
+    def prepare(self) -> None:
+        """Whatever comes once, before the first start."""
+
     def start(self) -> None:
         raise NotImplementedError
 

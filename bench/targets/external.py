@@ -67,6 +67,7 @@ class External(Target):
         self.can_restart = "command" in settings
         self.process: subprocess.Popen[bytes] | None = None
         self.prepared = False
+        self.log = os.path.join(self.dir, "server.log")
         with open(str(self.values["users_file"]), "w") as file:
             for i in range(users):
                 file.write(":".join(self.login(i)) + "\n")
@@ -107,15 +108,20 @@ class External(Target):
             return None
         return self.fill(path).replace("{i}", str(i % self.users)), self.settings.get("maildir_uid", os.getuid())
 
+    def prepare(self) -> None:
+        if self.prepared:
+            return
+        with open(self.log, "ab") as out:
+            for argv in self.settings.get("prepare", []):
+                command = [self.fill(word) for word in argv]
+                environment, directory = self.environment(), self.directory()
+                subprocess.run(command, check=True, stdout=out, stderr=out, env=environment, cwd=directory)
+        self.prepared = True
+
     def start(self) -> None:
-        log = os.path.join(self.dir, "server.log")
+        self.prepare()
         environment, directory = self.environment(), self.directory()
-        with open(log, "ab") as out:
-            if not self.prepared:
-                for argv in self.settings.get("prepare", []):
-                    command = [self.fill(word) for word in argv]
-                    subprocess.run(command, check=True, stdout=out, stderr=out, env=environment, cwd=directory)
-                self.prepared = True
+        with open(self.log, "ab") as out:
             if "command" in self.settings and not self.process:
                 command = [self.fill(word) for word in self.settings["command"]]
                 self.process = subprocess.Popen(
@@ -131,7 +137,7 @@ class External(Target):
             util.wait_port(self.imap, self.settings.get("start_timeout", 20))
             util.wait_port(self.smtp)
         except RuntimeError as error:
-            with open(log, "rb") as file:
+            with open(self.log, "rb") as file:
                 tail = file.read()[-1500:].decode(errors="replace")
             raise RuntimeError(f"{error}\n{tail}") from None
 
