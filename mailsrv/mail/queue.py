@@ -38,6 +38,7 @@ LOCAL = "local"  # the destination that is our own mailboxes
 SLACK_SECONDS = 5.0  # recipients due this soon go with those that are due
 LONGEST_LOOK = 4.5 * 3600.0  # a file time further away is not believed: the entry is looked at
 SCAN_SECONDS = 300.0
+RETRY_SCAN_SECONDS = 30.0  # after a look that the disk cut short
 OPENERS = 4
 FRESH_SECONDS = 1.0  # an entry read that lately need not be read again
 KEPT_OPEN = 2000  # entries held in memory for an attempt that is near
@@ -204,8 +205,13 @@ class Queue:
 
     def _look_now_and_then(self) -> None:
         while True:
-            self.look_everywhere()
-            gevent.sleep(SCAN_SECONDS)
+            pause = SCAN_SECONDS
+            try:
+                self.look_everywhere()
+            except OSError as failure:  # no descriptors left, a disk that does not read: it must not be the last look
+                log.warning("queue not read", error=str(failure))
+                pause = RETRY_SCAN_SECONDS
+            gevent.sleep(pause)
 
     def look_everywhere(self) -> None:
         """Read the names and times of all entries; those not known yet are waited for from now on."""

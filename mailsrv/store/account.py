@@ -90,7 +90,8 @@ class AccountStore(Arrivals):
             if self._verified.get(number) == mtimes:
                 return record
             folder = self.folder(record.directory)
-            entries = _count_entries(f"{folder}/cur") + _count_entries(f"{folder}/new")
+            with files.storage_errors("Reading the mailbox"):
+                entries = _count_entries(f"{folder}/cur") + _count_entries(f"{folder}/new")
             if entries == record.messages:
                 if int(self._clock() * 1e9) - max(mtimes) > 20_000_000:
                     self._verified[number] = mtimes

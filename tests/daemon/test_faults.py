@@ -1,4 +1,4 @@
-"""The fault plan in its short form (`bin/run-faults` has the long ones), and that its proofs can fail."""
+"""The fault plan in its short form (`bin/run-faults` has the long ones); its proofs can fail: docs/proof.md."""
 
 import subprocess
 import sys
@@ -9,24 +9,24 @@ from tests.daemon.conftest import ROOT
 
 
 def faults(*words: str) -> subprocess.CompletedProcess[str]:
+    """bin/run-faults in this environment. How soon a server is back is not measured beside other tests."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--brief", "--back-seconds", "30", *words],
+        [sys.executable, "-m", "tests.faults", "--back-seconds", "30", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=58, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["kills", "calls", "errors"])
+@pytest.mark.parametrize("family", ["kills", "calls", "errors", "power"])
 def test_s25_s26_nothing_acknowledged_is_lost(family):
-    done = faults("--family", family)
+    done = faults("--brief", "--family", family)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left out" not in done.stdout, done.stdout
 
 
-BROKEN = {"reply-before-durable": ("calls", "queue entry"), "uid-from-row-count": ("calls", "MOVE")}
-
-
-@pytest.mark.parametrize("build", BROKEN)
-def test_a_build_that_breaks_the_rules_is_caught(build):
-    family, operation = BROKEN[build]
-    done = faults("--family", family, "--broken", build, "--operation", operation)
-    assert done.returncode == 1 and "VIOLATED" in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize(
+    "build",
+    ["no-fsync", "publish-before-commit", "look-before-subscribe", "uid-from-row-count", "reply-before-durable"],
+)
+def test_a_build_without_one_of_the_rules_is_caught(build):
+    done = faults("--quick", "--broken", build)
+    assert done.returncode == 0 and "is caught" in done.stdout, done.stdout + done.stderr

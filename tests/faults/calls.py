@@ -30,10 +30,12 @@ def kills(context: Context) -> Result:
     result = Result("kill before every system call")
     for try_ in _tries(context, result):
         calls = [call for call in try_.whole.calls if call.changes]
-        for call in calls[try_.number % context.of(4, 1, 1) :: context.of(4, 1, 1)]:
+        for call in calls[try_.number % context.of(10, 1, 1) :: context.of(10, 1, 1)]:
             ended = try_.run(f"{call.name}:signal=KILL:when={call.number}")
             result.counts["kills"] += ended.killed
             result.counts["other ends"] += not ended.killed
+            if context.broken and result.wrong:
+                return result
     return result
 
 
@@ -49,7 +51,7 @@ def errors(context: Context) -> Result:
             if error == "EIO" or ((call.name == "openat") == (error == "EMFILE") and call.name in FULL)
             or (error in ("ENOSPC", "EDQUOT") and call.name == "openat" and call.changes)
         ]  # fmt: skip
-        stride = context.of(9, 1, 1)
+        stride = context.of(25, 2, 1)
         for call, error in wanted[try_.number % stride :: stride]:
             ended = try_.run(f"{call.name}:error={error}:when={call.number}")
             result.counts[f"{error}"] += 1

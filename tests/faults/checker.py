@@ -54,7 +54,11 @@ class Maildirs:
         return found
 
     def _box(self, folder: Path) -> tuple[int, dict[int, list[Found]]]:
-        about = json.loads((folder / "mailsrv-mailbox.json").read_text())
+        try:
+            about = json.loads((folder / "mailsrv-mailbox.json").read_text())
+        except (OSError, ValueError) as problem:
+            self.wrong.append(f"{folder.name}/mailsrv-mailbox.json cannot be read: {problem}")
+            return 0, {}
         found: dict[int, list[Found]] = {}
         for sub in ("new", "cur"):
             for name in os.listdir(folder / sub):

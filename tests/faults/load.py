@@ -10,6 +10,7 @@ import random
 import re
 import smtplib
 from collections import Counter
+from collections.abc import Iterable
 
 import gevent
 from gevent.pool import Group
@@ -250,3 +251,14 @@ class Elsewhere:
     @property
     def doubled(self) -> int:
         return sum(count - 1 for count in self.came.values())
+
+
+def deliver(server: Server, ledger: Ledger, users: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """One message that must be taken: to these users, and by the alias to those elsewhere. Its token."""
+    token, text = ledger.message(900)
+    users, elsewhere = list(users), list(elsewhere)
+    ledger.sending(token, users, elsewhere)
+    with smtplib.SMTP("127.0.0.1", server.ports["smtp"], "load.example", timeout=SECONDS) as client:
+        client.sendmail(f"cy@{DOMAIN}", [f"{user}@{DOMAIN}" for user in users] + [AWAY] * len(elsewhere), text)
+    ledger.sent(token, users, elsewhere)
+    return token

@@ -137,7 +137,8 @@ def _note(place: Path, text: bytes) -> None:
         entry.recipients[0].attempts += 1
         return True
 
-    spool(place).change(spool(place).ids()[0], act)
+    [path] = (place / "queue").glob("??/*.json")
+    spool(place).change(path.stem, act)
 
 
 def _rename(one: AccountStore, text: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -22,9 +23,15 @@ from tests.faults.checker import Maildirs
 __all__ = ["DOMAIN", "PASSWORD", "SECONDS", "USERS", "Client", "Server", "until"]
 
 
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
 class Server(Daemon):
     """`mailsrv serve` as a process group of its own. `broken` names a build of `broken.py`, `before` a command that
     the server is started by (strace, faketime, unshare)."""
+
+    module = "mailsrv"
 
     def __init__(
         self, directory: Path, *, broken: str | None = None, before: Sequence[str] = (),
@@ -53,7 +60,7 @@ class Server(Daemon):
         return Path(self.settings["server.data_dir"])
 
     def program(self) -> list[str]:
-        module = ["tests.faults.broken", self.broken] if self.broken else ["mailsrv"]
+        module = ["tests.faults.broken", self.broken] if self.broken else [self.module]
         return [*self.before, sys.executable, "-m", *module, "serve", "--foreground", "--config", self.settings.path]
 
     def start(self) -> None:
@@ -61,7 +68,7 @@ class Server(Daemon):
             begun = time.monotonic()
             self.process = subprocess.Popen(
                 self.program(), cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment}, preexec_fn=_end_with_the_driver,
             )  # fmt: skip
         until(self._serves, "the server answers")
         self.back_seconds.append(time.monotonic() - begun)
@@ -101,6 +108,11 @@ class Server(Daemon):
             self.log.read_text(errors="replace") if self.log.exists() else ""
         )
         return [line[:2000] for line in text.splitlines() if "traceback" in line.lower()]
+
+
+def _end_with_the_driver() -> None:
+    """A run that is cut off leaves no server behind (prctl(2))."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _group_exists(group: int) -> bool:

@@ -720,3 +720,20 @@ def test_unknown_errors_of_a_report_are_not_the_end(world):
     until(lambda: state(world, id)[0][1] == FAILED, "failed")
     world.idle(queue)
     assert world.spool.ids() == [id]
+
+
+def test_s26_a_look_that_the_disk_cuts_short_is_not_the_last(world, monkeypatch):
+    """No descriptors at the wrong moment: what was put in without a word is found by the next look."""
+    monkeypatch.setattr("mailsrv.mail.queue.RETRY_SCAN_SECONDS", 0.01)
+    parts, failures = world.spool.parts, [OSError(24, "Too many open files")] * 3
+
+    def listed():
+        if failures:
+            raise failures.pop()
+        return parts()
+
+    monkeypatch.setattr(world.spool, "parts", listed)
+    id = world.put("bo@example.org")
+    world.queue()
+    until(lambda: world.jobs, "the entry is tried")
+    assert world.jobs == [(id, ("bo@example.org",))] and failures == []

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -298,6 +299,13 @@ def test_s26_an_index_opened_while_descriptors_were_short_is_opened_again(home, 
         input="\n", capture_output=True, text=True, check=True, timeout=50,
     )  # fmt: skip
     assert done.stdout.split() == ["refused", "3", "4"], done.stdout  # UID 2 was taken for the one that was refused
+
+
+def test_s26_a_mailbox_that_cannot_be_listed_is_a_temporary_failure(store, monkeypatch):
+    add(store)
+    monkeypatch.setattr("mailsrv.store.account._count_entries", Mock(side_effect=OSError(errno.EMFILE, "Too many")))
+    with pytest.raises(TemporaryFailure):
+        store.snapshot(INBOX)
 
 
 WRITER = """
