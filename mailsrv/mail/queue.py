@@ -221,7 +221,8 @@ class Queue:
             for id, at in listed:
                 if id not in self._due and id not in self._busy:
                     found += 1
-                    self._look_in(id, max(0.0, at - now))
+                    # Further away than any pause: it is held, or the clock was set back since. The entry itself says.
+                    self._look_in(id, max(0.0, at - now) if at - now <= LONGEST_LOOK else SLACK_SECONDS)
             offload(self.spool.sweep, part)
         offload(self.spool.sweep_tmp)
         if found:

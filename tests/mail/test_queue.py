@@ -296,6 +296,24 @@ def test_a_clock_that_jumps_neither_floods_nor_bounces(world, jump):
     assert all(world.spool.load(id).age(world.now[0]) < 400 for id in ids)
 
 
+def test_a_runner_that_starts_by_a_clock_that_was_set_back_asks_the_entries(world):
+    """Their files' times are years away; what is inside them is not."""
+    world.replies = {"example.org": [(451, "4.2.0", "Not now"), (250, "2.0.0", "Taken")]}
+    world.put("bo@example.org")
+    queue = world.queue()
+    until(lambda: len(world.jobs) == 1, "tried")
+    world.idle(queue)
+    queue.stop(1)
+    world.queues.clear()
+    world.advance(10, -3650 * 86400.0)
+    queue = world.queue()
+    until(lambda: queue._due, "the queue is read")
+    world.step(queue, 10)
+    assert len(world.jobs) == 1
+    world.step(queue, 300)
+    assert len(world.jobs) == 2 and world.spool.ids() == []
+
+
 def test_delay_is_told_once_after_four_hours(world):
     world.replies = {"example.org": [(451, "4.2.0", "Not now")], "example.net": [(451, "4.2.0", "Not now")]}
     asked = world.put("bo@example.org", "cy@example.net", notify=["DELAY", "FAILURE"])
