@@ -60,11 +60,11 @@ TOP = {
 }
 GEVENT = {
     "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.idle",
-    "imap.mailboxes", "imap.session", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate",
-    "mail.mailbox", "mail.notify", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled", "mail.together",
+    "imap.mailboxes", "imap.session", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate", "mail.mailbox",
+    "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled", "mail.together",
     "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial", "net.https", "net.listener", "net.resolver", "net.stream",
-    "quickstart", "rotation", "settings", "store.arrivals", "store.base", "store.entry", "store.files", "store.spool", "supervisor",
-    "systemd", "ticker", "vitals",
+    "quickstart", "rotation", "settings", "store.arrivals", "store.base", "store.entry", "store.files", "store.spool",
+    "supervisor", "systemd", "ticker", "vitals",
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ when the mailbox changed) gets "removed" only from a mailbox that is there and n
 another UIDVALIDITY: a lost folder cancels nothing. Each copy begins with a line that names its entry, by which what a
 crash left over is found.
 
-Imports: mail.{accounts,mailbox,queue}, store, log, errors, values.    RFC 5550 5.10 ($SubmitPending), RFC 3501 2.3.2.
+Imports: mail.{accounts,mailbox,queue}, store, log, errors, values, gevent.
+RFC 5550 5.10 ($SubmitPending), RFC 3501 2.3.2.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import gevent
+from gevent.pool import Group
 
 from mailsrv import log
 from mailsrv.errors import AccountNotFound, MailboxExists, MailboxNotFound, MailError
@@ -31,6 +35,8 @@ NAME = "Outbox"
 PENDING = "$SubmitPending"
 DEFERRED, HELD, SCHEDULED = "$Deferred", "$Held", "$Scheduled"
 STATES = (DEFERRED, HELD, SCHEDULED)
+FIRST_OCTETS = 100  # of a copy, in which its first line is
+LOOKED_AT_ONCE = 50
 SUBMITTED = "submission"  # the service whose entries are shown
 _NAMED = re.compile(rb"X-Mailsrv-Queue-Id: ([0-9a-f]{6,40})\r\n")
 
@@ -98,6 +104,18 @@ class Outbox:
         except MailError:
             return False
 
+    def removed(self, account: Account, shown: Sequence[Shown]) -> set[Shown]:
+        """Which of them, all of one mailbox, the owner removed. As with `withdrawn`, an unreadable one says nothing."""
+        if not shown:
+            return set()
+        mail = self._mailboxes.account(account)
+        try:
+            snapshot = mail.run(mail.store.snapshot, shown[0].mailbox.number)
+        except MailError:
+            return set()
+        there = set(snapshot.uids)
+        return {one for one in shown if one.uidvalidity == snapshot.uidvalidity and one.uid not in there}
+
     def _holds(self, mail: AccountMail, shown: Shown) -> bool:
         info = mail.run(mail.store.mailbox_numbered, shown.mailbox.number)
         if info.uidvalidity != shown.uidvalidity:
@@ -114,20 +132,23 @@ class Outbox:
         except MailError as failure:
             log.warning("sent message still shown", account=str(account.address), uid=shown.uid, reason=str(failure))
 
-    def left_over(self, account: Account) -> list[tuple[Shown, str]]:
-        """What the account's Outbox shows, with the ids of the entries; nothing where there is no Outbox."""
+    def shown(self, account: Account) -> list[Shown]:
+        """What the account's Outbox holds, whoever put it there; nothing where there is no Outbox."""
         if not any(os.path.isdir(f"{account.home}/Maildir/.{NAME}/{sub}") for sub in ("cur", "new")):
             return []  # without opening the index of everybody who never had one
         mail = self._mailboxes.account(account)
         info = mail.find(NAME)
         snapshot = mail.run(mail.store.snapshot, info.id.number)
-        found = []
-        for uid in snapshot.uids:
-            for _, text in mail.run(mail.store.read_many, info.id.number, [uid], 1):
-                named = _NAMED.match(text)
-                if named is not None:
-                    found.append((Shown(info.id, info.uidvalidity, uid), named[1].decode()))
-        return found
+        return [Shown(info.id, snapshot.uidvalidity, uid) for uid in snapshot.uids]
+
+    def entries_of(self, account: Account, some: Sequence[Shown]) -> list[tuple[Shown, str]]:
+        """With the ids of the queue entries they are copies of; what is no copy is left out."""
+        mail = self._mailboxes.account(account)
+        known = {one.uid: one for one in some}
+        number = some[0].mailbox.number
+        texts = mail.run(mail.store.beginnings, number, list(known), FIRST_OCTETS)
+        named = [(known[uid], _NAMED.match(text)) for uid, text in texts]
+        return [(one, found[1].decode()) for one, found in named if found is not None]
 
 
 class Showing:
@@ -136,33 +157,59 @@ class Showing:
     def __init__(self, mailboxes: Mailboxes, accounts: Accounts, queue: Queue) -> None:
         self._mailboxes, self._outbox = mailboxes, Outbox(mailboxes)
         self._accounts, self._queue = accounts, queue
-        self._watched: dict[MailboxId, dict[str, None]] = {}
+        self._watched: dict[MailboxId, dict[str, Shown]] = {}
+        self._looks: dict[MailboxId, bool] = {}  # under way; True: it has changed once more
+        self._lookers = Group()
         self._showing: set[str] = set()
+        self._looking: gevent.Greenlet | None = None
         queue.hooks.changed.append(self._changed)
         queue.hooks.may_go.append(self._may_go)
         mailboxes.registry.on_change.append(self._mailbox_changed)
 
     def close(self) -> None:
+        if self._looking is not None:
+            self._looking.kill()
+        self._lookers.kill()
         self._mailboxes.registry.on_change.remove(self._mailbox_changed)
 
     def begin(self) -> None:
-        """Before the queue begins: remove copies of entries that have ended, or that a crash made twice."""
+        """Before the queue begins: see what is shown. It is looked through while the queue works already."""
+        found: list[tuple[Account, list[Shown]]] = []
         for user in self._accounts.users():
             try:
-                for shown, id in self._outbox.left_over(user.account):
-                    entry = self._entry(id)
-                    if entry is None or entry.shown != _remembered(shown):
-                        self._outbox.hide(user.account, shown)
-                    else:
-                        self._watch(shown.mailbox, id)
+                found.append((user.account, self._outbox.shown(user.account)))
             except MailError as failure:
                 log.warning("outbox not looked at", account=str(user.account.address), reason=str(failure))
+        self._looking = gevent.spawn(self._look_through, found)
 
-    def _entry(self, id: str) -> Entry | None:
-        try:
-            return offload(self._queue.spool.load, id)
-        except (EntryGone, EntryDamaged):
-            return None
+    def _look_through(self, found: Sequence[tuple[Account, list[Shown]]]) -> None:
+        """Remove copies of entries that have ended, or that a crash made twice; watch the others."""
+        for account, shown in found:
+            try:
+                for start in range(0, len(shown), LOOKED_AT_ONCE):
+                    self._look_at(account, shown[start : start + LOOKED_AT_ONCE])
+            except MailError as failure:
+                log.warning("outbox not looked at", account=str(account.address), reason=str(failure))
+
+    def _look_at(self, account: Account, some: Sequence[Shown]) -> None:
+        copies = self._outbox.entries_of(account, some)
+        entries = offload(self._load, [id for _, id in copies])
+        for (shown, id), remembered in zip(copies, entries, strict=True):
+            if remembered == _remembered(shown):
+                self._watch(shown, id)
+            else:
+                # What the queue shows from now on has a later UID: this copy is nobody's, whatever happens meanwhile.
+                self._outbox.hide(account, shown)
+
+    def _load(self, ids: Sequence[str]) -> list[tuple[int, int, int] | None]:
+        """Where each entry is shown, as it says itself; runs in a thread."""
+        found: list[tuple[int, int, int] | None] = []
+        for id in ids:
+            try:
+                found.append(self._queue.spool.load(id).shown)
+            except (EntryGone, EntryDamaged):
+                found.append(None)
+        return found
 
     def _owner(self, entry: Entry) -> Account | None:
         """Whose Outbox shows the entry: what users submitted themselves, and not what an address of ours passed on."""
@@ -189,7 +236,7 @@ class Showing:
             self._queue.cancel(entry.id)
             self._queue.wake(entry.id)
         else:
-            self._watch(shown.mailbox, entry.id)
+            self._watch(shown, entry.id)
             self._outbox.mark(account, shown, states_of(entry, self._queue.spool.now().wall))
 
     def _show(self, account: Account, entry: Entry) -> None:
@@ -212,7 +259,7 @@ class Showing:
         try:
             if offload(self._queue.spool.change, id, note).over:
                 raise EntryGone
-            self._watch(shown.mailbox, id)
+            self._watch(shown, id)
         except (EntryGone, EntryDamaged, MailError):
             self._outbox.hide(account, shown)
 
@@ -223,8 +270,8 @@ class Showing:
 
     # -------------------------------------------------------------- what owners do
 
-    def _watch(self, mailbox: MailboxId, id: str) -> None:
-        self._watched.setdefault(mailbox, {})[id] = None
+    def _watch(self, shown: Shown, id: str) -> None:
+        self._watched.setdefault(shown.mailbox, {})[id] = shown
 
     def _forget(self, mailbox: MailboxId, id: str) -> None:
         watched = self._watched.get(mailbox, {})
@@ -233,10 +280,29 @@ class Showing:
             self._watched.pop(mailbox, None)
 
     def _mailbox_changed(self, mailbox: MailboxId | None) -> None:
-        """Somebody, here or in another process, changed a mailbox: the queue looks at what is shown there."""
+        """Somebody, here or in another process, changed a mailbox: what was removed from an Outbox is to be cancelled.
+        Many changes of a moment are one look.
+        """
         for one in list(self._watched) if mailbox is None else [mailbox]:
-            for id in self._watched.get(one, {}):
-                self._queue.wake(id)
+            if one not in self._watched:
+                continue
+            if one not in self._looks:
+                self._lookers.spawn(self._look_for_removed, one)
+            self._looks[one] = True
+
+    def _look_for_removed(self, mailbox: MailboxId) -> None:
+        try:
+            while self._looks[mailbox]:
+                self._looks[mailbox] = False
+                watched = dict(self._watched.get(mailbox, {}))
+                gone = self._outbox.removed(self._accounts.by_id(mailbox.account), list(watched.values()))
+                for id, shown in watched.items():
+                    if shown in gone:
+                        self._queue.wake(id)
+        except AccountNotFound:
+            pass
+        finally:
+            del self._looks[mailbox]
 
 
 def _remembered(shown: Shown) -> tuple[int, int, int]:

@@ -366,6 +366,22 @@ class AccountStore(Arrivals):
             texts = ((message.uid, self._text(record, message)) for message in messages)
             return [(uid, text) for uid, text in texts if text is not None]
 
+    def beginnings(self, number: int, uids: Sequence[int], octets: int) -> list[tuple[int, bytes]]:
+        """The first octets of messages, as they are on disk, in order of UID; those that are gone are left out."""
+        with self._reading() as index:
+            record = self._record_read(index, number)
+            messages = index.records(number, uids)
+        folder, found = self.folder(record.directory), []
+        with files.storage_errors("Reading a message"):
+            for one in messages:
+                path = names.path_of(one.base, one.flags, one.keywords, one.letters, bool(one.in_new))
+                text = _read_file(f"{folder}/{path}", octets)
+                if text is None:
+                    text = self._text(record, one)
+                if text is not None:
+                    found.append((one.uid, text[:octets]))
+        return found
+
     def _text(self, record: MailboxRecord, message: MessageRecord) -> bytes | None:
         """The file at its direct path; else in the other sub-directory; else by one scan, which mends the index."""
         folder = self.folder(record.directory)
@@ -572,8 +588,10 @@ def _count_entries(directory: str) -> int:
     return sum(1 for name in os.listdir(directory) if not name.startswith("."))
 
 
-def _read_file(path: str) -> bytes | None:
-    """None for what is not there, and for a link in its place: it could lead out of the account."""
+def _read_file(path: str, most: int | None = None) -> bytes | None:
+    """All of it, or the first `most` octets. None for what is not there, and for a link in its place: it could lead out
+    of the account.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -583,6 +601,8 @@ def _read_file(path: str) -> bytes | None:
             return None
         raise
     try:
+        if most is not None:
+            return os.read(fd, most)
         size = os.fstat(fd).st_size
         data = os.read(fd, size + 1)
         if len(data) == size:

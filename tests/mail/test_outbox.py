@@ -1,14 +1,20 @@
 """Waiting mail as its sender sees it: shown, marked, taken away; and only a removed copy means "do not send"."""
 
 import shutil
+from types import SimpleNamespace
 
+import gevent
 import pytest
 from gevent.event import Event
 
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
-from mailsrv.mail.outbox import DEFERRED, HELD, NAME, PENDING, SCHEDULED, Outbox
-from mailsrv.values import DELETED, Account, AccountId, Address, FlagOp
+from mailsrv.mail.outbox import DEFERRED, HELD, LOOKED_AT_ONCE, NAME, PENDING, SCHEDULED, Outbox, Showing
+from mailsrv.mail.queue import Hooks
+from mailsrv.store.entry import Entry, Recipient
+from mailsrv.store.files import Incoming
+from mailsrv.store.spool import Spool, new_id
+from mailsrv.values import DELETED, Account, AccountId, Address, Envelope, FlagOp
 from mailsrv.wire import mime
 
 TEXT = b"From: ann@example.com\r\nTo: bo@elsewhere.test\r\nSubject: waits\r\n\r\nHello\r\n"
@@ -49,6 +55,33 @@ def test_a_waiting_message_is_shown_as_it_is_and_subscribed_to(mailboxes, accoun
     assert mail.store.read(shown.mailbox.number, shown.uid) == b"X-Mailsrv-Queue-Id: abc123\r\n" + TEXT
     assert keywords(mailboxes, account) == {shown.uid: {PENDING, DEFERRED}}
     assert NAME in mail.subscriptions()
+
+
+def test_however_much_is_left_over_the_queue_need_not_wait_for_it(mailboxes, account, message, tmp_path):
+    outbox, spool = Outbox(mailboxes), Spool(str(tmp_path / "queue"))
+    spool.prepare()
+    waits = Entry(new_id(), Envelope(None), [Recipient(Address("bo", "elsewhere.test"))])
+    kept = outbox.show(account, waits.id, message, [])
+    waits.shown = (kept.mailbox.number, kept.uidvalidity, kept.uid)
+    spool.put(waits, Incoming(spool.tmp_dir))
+    for _ in range(LOOKED_AT_ONCE + 3):
+        outbox.show(account, new_id(), message, [])
+    user, woken = SimpleNamespace(account=account), []
+    showing = Showing(
+        mailboxes, SimpleNamespace(users=lambda: [user], by_id=lambda id: account),
+        SimpleNamespace(spool=spool, hooks=Hooks(), wake=woken.append),
+    )  # fmt: skip
+    with gevent.Timeout(30):
+        showing.begin()
+        assert len(outbox.shown(account)) == LOOKED_AT_ONCE + 4  # nothing is read before the queue begins
+        while outbox.shown(account) != [kept]:
+            gevent.sleep(0.01)
+    assert showing._watched == {kept.mailbox: {waits.id: kept}} and woken == []
+    with gevent.Timeout(30):
+        outbox.hide(account, kept)
+        while woken != [waits.id]:  # what the owner removes is looked at by the queue, and nothing else
+            gevent.sleep(0.01)
+    showing.close()
 
 
 def test_large_messages_are_shown_too(mailboxes, account, tmp_path):

@@ -170,7 +170,8 @@ def test_what_a_crash_left_in_the_outbox_is_removed_at_the_next_start(serve, dia
     client.append("Outbox", None, None, b"Subject: mine\r\n\r\nput here by its owner\r\n")
     for part in server.server.parts:
         part.renew()  # the queue's runner ends and another one begins
-    assert [text[:20] for _, text in fetched(client)] == [b"X-Mailsrv-Queue-Id: ", b"Subject: mine\r\n\r\nput"]
+    right = [b"X-Mailsrv-Queue-Id: ", b"Subject: mine\r\n\r\nput"]
+    until(lambda: [text[:20] for _, text in fetched(client)] == right, "looked through")
     assert entry(server).shown == shown and entry(server).id == id
 
 
