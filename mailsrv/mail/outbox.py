@@ -222,6 +222,8 @@ class Showing:
             return None
 
     def _changed(self, entry: Entry) -> None:
+        if entry.over and entry.shown is None:
+            return  # most mail: it left at once, and was never shown
         account = self._owner(entry)
         if account is None:
             return
@@ -264,6 +266,8 @@ class Showing:
             self._outbox.hide(account, shown)
 
     def _may_go(self, entry: Entry) -> bool:
+        if entry.shown is None:
+            return True
         account = self._owner(entry)
         shown = _shown(account, entry)
         return account is None or shown is None or not self._outbox.withdrawn(account, shown)
