@@ -227,6 +227,7 @@ class RecipientOptions:
 class Envelope:
     """What goes with a message from host to host, besides its recipients.
 
+    `release` is the time it was asked to leave at, "for;3600" or "until;2026-11-25T08:00:00Z" (RFC 4865), for reports.
     `sender` None is the null sender. `body` is 7BIT or 8BITMIME (RFC 6152); `ret` is "", FULL or HDRS and `envid` the
     sender's own name for the transaction (RFC 3461 4.3, 4.4); `require_tls` is RFC 8689's.
     """
@@ -237,6 +238,7 @@ class Envelope:
     ret: str = ""
     envid: str = ""
     require_tls: bool = False
+    release: str = ""
 
     @property
     def must_require_tls(self) -> bool:

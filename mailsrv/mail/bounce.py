@@ -208,6 +208,8 @@ class Bounces:
         if entry.envelope.envid:
             fields.append(f"Original-Envelope-Id: {_clean(entry.envelope.envid)}")
         fields.append(f"Arrival-Date: {email.utils.formatdate(entry.arrived_at, localtime=True)}")
+        if entry.envelope.release:
+            fields.append(f"Future-Release-Request: {_clean(entry.envelope.release)}")  # RFC 4865
         for one in report.recipients:
             fields += ["", *_recipient_fields(one, report, utf8=utf8)]
         kind = b"message/global-delivery-status" if utf8 else b"message/delivery-status"

@@ -16,8 +16,8 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import gevent
@@ -43,6 +43,7 @@ from mailsrv.values import (
     Envelope,
     FlagOp,
     MailboxId,
+    MailboxInfo,
     RecipientOptions,
     Row,
     Snapshot,
@@ -55,6 +56,15 @@ LATE_SECONDS = 86400.0  # a time that is longer past is not meant
 AHEAD_SECONDS = 366 * 86400.0
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 Stamp = tuple[int, int, int]  # of a mailbox's directory: inode, and when new/ and cur/ were changed
+
+
+@dataclass(slots=True)
+class _Found:
+    """One look at a mailbox: the entries' ids of what lies there, those whose state is not shown, and what has none."""
+
+    known: dict[Shown, str] = field(default_factory=dict)
+    unmarked: list[str] = field(default_factory=list)
+    new: list[tuple[Shown, str, Row]] = field(default_factory=list)
 
 
 class Unusable(Exception):
@@ -212,28 +222,35 @@ class Scheduled:
         except MailboxNotFound:
             return True
         snapshot = mail.run(mail.store.snapshot, info.id.number)
-        marked = {uid for uid, flags in zip(snapshot.uids, snapshot.flags, strict=True) if flags & DELETED}
-        places: dict[Shown, tuple[str, Row]] = {}
-        for row in mail.run(mail.store.rows, info.id.number, snapshot.uids):
-            place = Shown(info.id, info.uidvalidity, row.uid)
-            places[place] = entry_id(place, os.path.basename(row.path).partition(":")[0]), row
-        before, known = self._known.pop(account.id, {}), {place: id for place, (id, _) in places.items()}
-        if known:
-            self._known[account.id] = known
+        rows = mail.run(mail.store.rows, info.id.number, snapshot.uids)
+        found = offload(self._compare, info, snapshot, rows)
+        before = self._known.pop(account.id, {})
+        if found.known:
+            self._known[account.id] = found.known
         for place, id in before.items():
-            if place not in known:
+            if place not in found.known:
                 self._queue.wake(id)  # it was taken away: the queue asks whether it may go
-        there = offload(self._existing, known.values())
-        unmarked = {Shown(info.id, info.uidvalidity, uid) for uid in _without(snapshot, PENDING)}
-        for place, id in known.items():
-            if place in unmarked and id in there:
-                self._queue.wake(id)  # its state is not shown yet
-        new = [(place, id, row) for place, (id, row) in places.items() if id not in there and row.uid not in marked]
-        done = [self._take(account, mail, *one) for one in new]
+        for id in found.unmarked:
+            self._queue.wake(id)  # its state is not shown yet
+        done = [self._take(account, mail, *one) for one in found.new]
         return all(done)
 
-    def _existing(self, ids: Iterable[str]) -> set[str]:
-        return {id for id in ids if self._queue.spool.exists(id)}
+    def _compare(self, info: MailboxInfo, snapshot: Snapshot, rows: Sequence[Row]) -> _Found:
+        """In a thread: there may be thousands."""
+        found = _Found()
+        bit = 1 << snapshot.keyword_names.index(PENDING) if PENDING in snapshot.keyword_names else 0
+        marks = dict(zip(snapshot.uids, zip(snapshot.flags, snapshot.keywords, strict=True), strict=True))
+        for row in rows:
+            place = Shown(info.id, info.uidvalidity, row.uid)
+            id = entry_id(place, os.path.basename(row.path).partition(":")[0])
+            flags, keywords = marks[row.uid]
+            found.known[place] = id
+            if not self._queue.spool.exists(id):
+                if not flags & DELETED:  # somebody is about to remove it
+                    found.new.append((place, id, row))
+            elif not keywords & bit:
+                found.unmarked.append(id)
+        return found
 
     # -------------------------------------------------------------- a message that is new there
 
@@ -386,12 +403,6 @@ class Scheduled:
 
 def _is_cancelled(entry: Entry) -> bool:
     return all(one.state == CANCELLED for one in entry.recipients)
-
-
-def _without(snapshot: Snapshot, keyword: str) -> list[int]:
-    """UIDs of the messages that do not have the keyword."""
-    bit = 1 << snapshot.keyword_names.index(keyword) if keyword in snapshot.keyword_names else 0
-    return [uid for uid, bits in zip(snapshot.uids, snapshot.keywords, strict=True) if not bits & bit]
 
 
 def _stamp(directory: str) -> Stamp | None:

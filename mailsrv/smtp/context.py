@@ -6,6 +6,7 @@ Imports: mail, net.tally, wire, errors, values.    RFC 5321 3.3, 4.1.4, 4.5.3.
 from __future__ import annotations
 
 import ssl
+import time
 from dataclasses import dataclass, field
 from enum import Flag, auto
 
@@ -96,7 +97,10 @@ class Transaction:
 
     def envelope(self) -> Envelope:
         mail = self.mail
-        return Envelope(mail.sender, mail.body, mail.smtputf8, mail.ret, mail.envid, mail.require_tls)
+        release = "" if mail.hold_for is None else f"for;{mail.hold_for}"
+        if mail.hold_until is not None:
+            release = time.strftime("until;%Y-%m-%dT%H:%M:%SZ", time.gmtime(mail.hold_until))
+        return Envelope(mail.sender, mail.body, mail.smtputf8, mail.ret, mail.envid, mail.require_tls, release)
 
 
 class Refusal(MailError):

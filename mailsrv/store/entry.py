@@ -228,6 +228,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
             "ret": envelope.ret,
             "envid": envelope.envid,
             "require_tls": envelope.require_tls,
+            **({"release": envelope.release} if envelope.release else {}),
         },
         "origin": {
             "account": entry.origin.account, "session": entry.origin.session, "service": entry.origin.service,
@@ -290,7 +291,10 @@ class _Reader:
             raise EntryDamaged(f"{self._where}.{name} is missing or not what it must be")
         return value
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, *, missing: str | None = None) -> str:
+        """`missing`: what it is where there is no such field."""
+        if missing is not None and name not in self._value:
+            return missing
         value: str = self._get(name, str)
         return self._whole_text(name, value)
 
@@ -372,6 +376,7 @@ def from_json(value: Any) -> Entry:
     envelope = Envelope(
         one.address("sender"), one.word("body", ("7BIT", "8BITMIME")), one.flag("smtputf8"),
         one.word("ret", ("", "FULL", "HDRS")), one.text("envid"), one.flag("require_tls"),
+        one.text("release", missing=""),
     )  # fmt: skip
     recipients = [_recipient_from(found) for found in root.objects("recipients")]
     if not recipients:

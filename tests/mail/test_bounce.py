@@ -224,6 +224,12 @@ def test_where_the_sender_has_other_letters_the_report_has_them_too():
     assert letter.smtputf8 and parts(letter)[2].get_content_type() == "message/global"
 
 
+def test_rfc4865_a_report_names_the_release_that_was_asked_for():
+    whole = parts(write(recipient(), release="for;3600"))[1].get_payload()[0]
+    assert whole["Future-Release-Request"] == "for;3600"
+    assert "Future-Release-Request" not in parts(write(recipient()))[1].get_payload()[0]
+
+
 def test_rfc8689_of_a_message_that_requires_tls_the_header_goes_back_and_the_wish_with_it():
     letter = write(recipient(), require_tls=True, ret="FULL")
     assert letter.require_tls and parts(letter)[2].get_content_type() == "text/rfc822-headers"

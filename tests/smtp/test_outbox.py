@@ -183,6 +183,7 @@ def test_rfc4865_a_client_may_ask_for_a_later_release(serve, dial, world, inbox,
         parameter += time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
     send(client, "bo@elsewhere.org", "bo@example.com", mail=f" {parameter}")
     held = entry(server)
+    assert held.envelope.release == ("for;3600" if "HOLDFOR" in parameter else f"until;{parameter.partition('=')[2]}")
     assert 3590 < held.not_before - time.time() <= 3600
     assert [str(one.address) for one in held.recipients] == ["bo@elsewhere.org", "bo@example.com"]
     gevent.sleep(0)
