@@ -20,7 +20,8 @@ from mailsrv.mail.bounce import Bounces
 from mailsrv.mail.dkim import Keys
 from mailsrv.mail.intake import Intake, Outgoing, main_domain
 from mailsrv.mail.outbox import Showing
-from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.queue import Queue, Ways
+from mailsrv.mail.schedule import Schedule
 from mailsrv.mail.scheduled import Reading, Rules, Scheduled, Unusable
 from mailsrv.mail.signing import Signer
 from mailsrv.mail.wakeup import NAME, Waker

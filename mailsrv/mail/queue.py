@@ -5,7 +5,7 @@ recipients have in common, `deliver` is the way into our own mailboxes, `post` t
 on disk before anything is forgotten; a report is on its way, durably, before its reason is. What is kept in memory of
 a waiting entry is its id and when to look at it.
 
-Imports: mail.{bounce,gate,lanes,together,wakeup}, store, log, errors, values, gevent.
+Imports: mail.{bounce,gate,lanes,schedule,telling,together,wakeup}, store, log, errors, values, gevent.
 docs/decisions/0009-the-queue.md; RFC 5321 4.5.4.
 """
 
@@ -16,17 +16,18 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
 from mailsrv import log
-from mailsrv.errors import MailError, TemporaryFailure
+from mailsrv.errors import TemporaryFailure
 from mailsrv.mail import bounce
 from mailsrv.mail.gate import writers_at_once
 from mailsrv.mail.lanes import Lane, Lanes
+from mailsrv.mail.schedule import AGAIN_SECONDS, SLACK_SECONDS, Counters, Schedule
+from mailsrv.mail.telling import Telling
 from mailsrv.mail.together import Together
 from mailsrv.mail.wakeup import Wakeups
 from mailsrv.store.entry import CANCELLED, FAILED, SCHEDULED, SENT, WAITING, Entry, EntryDamaged, Recipient, Stamp
@@ -35,7 +36,6 @@ from mailsrv.store.spool import EntryBusy, EntryGone, Ownership, Spool, time_of
 from mailsrv.values import AccountId, Address, Disposition, Envelope, Job, Outcome, RecipientOptions
 
 LOCAL = "local"  # the destination that is our own mailboxes
-SLACK_SECONDS = 5.0  # recipients due this soon go with those that are due
 LONGEST_LOOK = 4.5 * 3600.0  # a file time further away is not believed: the entry is looked at
 SCAN_SECONDS = 300.0
 RETRY_SCAN_SECONDS = 30.0  # after a look that the disk cut short
@@ -43,24 +43,8 @@ OPENERS = 4
 FRESH_SECONDS = 1.0  # an entry read that lately need not be read again
 KEPT_OPEN = 2000  # entries held in memory for an attempt that is near
 RECIPIENTS_PER_JOB = 100  # RFC 5321 4.5.3.1.8: no host need take more at once
-AGAIN_SECONDS = 60.0  # after the disk failed
 AT_HAND_SECONDS = 30.0  # entries younger than that are read without a thread
 SLOW_SECONDS = 5.0  # an attempt, with the wait for its turn, that takes longer is told of while it goes on
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """When is the next attempt, when is the sender told that it takes long, when is it given up. Seconds."""
-
-    retry: tuple[float, ...] = (300.0, 900.0, 1800.0, 3600.0, 7200.0, 14400.0)
-    expire: float = 5 * 86400.0
-    notice: float = 4 * 3600.0  # 0: never
-    jitter: float = 0.1
-
-    def pause(self, attempts: int) -> float:
-        """After that many attempts; the last pause is repeated."""
-        step = self.retry[min(max(attempts, 1), len(self.retry)) - 1]
-        return step * random.uniform(1 - self.jitter, 1 + self.jitter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +56,6 @@ class Ways:
     deliver: Callable[[Job], list[Outcome]]
     is_local: Callable[[str], bool]
     post: Callable[[bounce.Report], None]
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the start: recipients by what became of them, and what else happened. For whoever wants to show them."""
-
-    attempts: int = 0
-    sent: int = 0
-    deferred: int = 0
-    failed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    bounces: int = 0
-    notices: int = 0
-    damaged: int = 0
-    ended: int = 0
 
 
 @dataclass(slots=True)
@@ -121,6 +89,10 @@ class Queue:
     ) -> None:  # fmt: skip
         self.spool, self.ways, self.schedule = spool, ways, schedule or Schedule()
         self.counters, self.hooks = Counters(), Hooks()
+        self._telling = Telling(
+            spool, self.schedule, self.counters, send=lambda report: self.ways.post(report), stays=self._is_asked_for,
+            ended=self._ended,
+        )  # fmt: skip
         self._ownership = Ownership(spool.root)
         self._monotonic = monotonic
         self._lanes: Lanes[_Turn] = Lanes(connections, per_destination, clock=monotonic)
@@ -303,10 +275,10 @@ class Queue:
             self._put_back(entry, wait)
             return
         if any(one.report for one in entry.recipients):
-            self._report(entry)
+            self._release(entry.id, self._telling.report(entry))
             return
-        if self._notices(entry, now):
-            self._give_notice(entry, now)
+        if self._telling.overdue(entry, now):
+            self._release(entry.id, self._telling.give_notice(entry, now))
             return
         self._line_up(entry, now)
 
@@ -563,6 +535,10 @@ class Queue:
                 if entry is not None and not entry.over:
                     self._tell(entry)
 
+    def _ended(self, entry: Entry) -> None:
+        self.counters.ended += 1
+        self._tell(entry)
+
     def cancel(self, id: str) -> float | None:
         """Whoever may do so has taken the message back. While attempts are under way the entry stays: what they send
         all the same is to be written down.
@@ -608,93 +584,6 @@ class Queue:
         self._tell(entry)
         self.counters.ended += entry.over
         self._release(id, None if entry.over else 0.0)
-
-    # -------------------------------------------------------------- telling the sender
-
-    def _report(self, entry: Entry) -> None:
-        """Post what the sender is to be told; then, and only then, it is forgotten."""
-        told = {one.address: one.report for one in entry.recipients if one.report}
-        try:
-            self._post(entry, [one for one in entry.recipients if one.report == "failed"], "failed")
-            successes = [one for one in entry.recipients if one.report not in ("", "failed")]
-            self._post(entry, successes, "delivered")
-        except MailError as failure:
-            log.error("report not posted yet", id=entry.id, error=str(failure))
-            self._release(entry.id, self.schedule.retry[0])
-            return
-
-        def forget(current: Entry) -> bool:
-            for one in current.recipients:
-                if told.get(one.address) == one.report:
-                    one.report = ""
-            return not current.over or self._is_asked_for(current)
-
-        try:
-            entry = offload(self.spool.change, entry.id, forget)
-        except (EntryGone, EntryDamaged):
-            self._release(entry.id, None)
-            return
-        except TemporaryFailure as failure:
-            log.error("result not written yet", id=entry.id, error=str(failure))
-            self._release(entry.id, AGAIN_SECONDS)
-            return
-        if entry.over and not self._is_asked_for(entry):
-            self.counters.ended += 1
-            self._tell(entry)
-            self._release(entry.id, None)
-            return
-        self._release(entry.id, entry.wait(self.spool.now()))
-
-    def _post(self, entry: Entry, recipients: list[Recipient], kind: bounce.Kind) -> None:
-        if not recipients:
-            return
-        content = partial(_beginning, self.spool.message_path(entry.id))
-        self.ways.post(bounce.Report(kind, entry, tuple(recipients), content, self._given_up_at(entry)))
-        if kind == "failed":
-            self.counters.bounces += 1
-        else:
-            self.counters.notices += 1
-
-    def _given_up_at(self, entry: Entry) -> float:
-        now = self.spool.now()
-        return now.wall + max(0.0, self.schedule.expire - entry.age(now))
-
-    def _notices(self, entry: Entry, now: Stamp) -> list[Recipient]:
-        return [
-            one for one in entry.waiting
-            if one.notice_at is not None and entry.remaining(one.notice_at, now) <= SLACK_SECONDS
-        ]  # fmt: skip
-
-    def _give_notice(self, entry: Entry, now: Stamp) -> None:
-        """Tell the sender, once, that some still wait. It is noted first: one that is lost is no harm, two are."""
-        late = {one.address for one in self._notices(entry, now)}
-
-        def note(current: Entry) -> bool:
-            for one in current.waiting:
-                if one.address in late:
-                    one.noticed, one.notice_at = True, None
-            return True
-
-        try:
-            entry = offload(self.spool.change, entry.id, note)
-        except (EntryGone, EntryDamaged):
-            self._release(entry.id, 0.0)
-            return
-        except TemporaryFailure as failure:
-            log.warning("queue entry not written", id=entry.id, error=str(failure))
-            self._release(entry.id, AGAIN_SECONDS)
-            return
-        try:
-            if entry.envelope.sender is not None:
-                self._post(entry, [one for one in entry.waiting if one.address in late], "delayed")
-        except MailError as failure:
-            log.warning("delay not told", id=entry.id, error=str(failure))
-        self._release(entry.id, entry.wait(self.spool.now()))
-
-
-def _beginning(path: str, octets: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(octets)
 
 
 def _not_tried(address: Address, last: Outcome) -> Outcome:

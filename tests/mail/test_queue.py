@@ -9,7 +9,8 @@ import pytest
 from gevent.event import Event
 
 from mailsrv.errors import RecipientUnknown, TemporaryFailure
-from mailsrv.mail.queue import LOCAL, Queue, Schedule, Ways
+from mailsrv.mail.queue import LOCAL, Queue, Ways
+from mailsrv.mail.schedule import Schedule
 from mailsrv.mail.wakeup import Waker, tell
 from mailsrv.store import files
 from mailsrv.store.entry import CANCELLED, FAILED, SENT, WAITING, Entry, Origin, Recipient, Stamp

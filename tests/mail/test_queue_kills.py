@@ -18,7 +18,8 @@ from mailsrv.mail.bounce import Bounces
 from mailsrv.mail.intake import Intake, Origin, Outgoing, Outward, Recipient
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
-from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.queue import Queue, Ways
+from mailsrv.mail.schedule import Schedule
 from mailsrv.store import files
 from mailsrv.store.entry import Entry
 from mailsrv.store.entry import Recipient as Waiting

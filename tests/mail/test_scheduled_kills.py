@@ -14,7 +14,8 @@ from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.outbox import PENDING
 from mailsrv.mail.outbox import SCHEDULED as STATE
-from mailsrv.mail.queue import Queue, Schedule, Ways
+from mailsrv.mail.queue import Queue, Ways
+from mailsrv.mail.schedule import Schedule
 from mailsrv.mail.scheduled import Reading, Rules, Scheduled
 from mailsrv.runner import _read_draft
 from mailsrv.store.spool import Spool
