@@ -373,8 +373,11 @@ class Scheduled:
             self._outbox.mark(*owner, states_of(entry, self._queue.spool.now().wall))
 
     def _may_go(self, entry: Entry) -> bool:
+        """Not in the name of somebody who was removed or switched off since."""
+        if entry.origin.service != SCHEDULED:
+            return True
         owner = self._owner(entry)
-        return owner is None or not self._outbox.withdrawn(*owner)
+        return owner is not None and self._accounts.enabled(owner[0].id) and not self._outbox.withdrawn(*owner)
 
     def _may_end(self, entry: Entry) -> bool:
         """Its message goes to Sent first; or back, where somebody else than its author cancelled it."""
@@ -385,7 +388,7 @@ class Scheduled:
         mail = self._mailboxes.account(account)
         try:
             if _is_cancelled(entry):
-                return self._send_back(account, mail, place, "An administrator took it out of the queue.")
+                return self._send_back(account, mail, place, "An administrator stopped it.")
             self._file(mail, place)
         except MailboxNotFound:
             return True  # there is nothing to put away

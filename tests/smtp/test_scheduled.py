@@ -247,9 +247,24 @@ def test_what_an_administrator_removes_goes_back(serve, world, imap):
     runner.spool_of(server.settings).change(waits.id, cancel)
     runner_tell(server, waits.id)
     [(_, told)] = until(lambda: fetched(client, "INBOX"), "told")
-    assert b"An administrator took it out of the queue." in told
+    assert b"An administrator stopped it." in told
     until(lambda: queue_files(server) == [], "ended")
     assert len(fetched(client, "Drafts")) == 1 and fetched(client, "Scheduled") == [] and world.taken == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_it_is_not_sent_in_the_name_of_who_was_switched_off_or_removed(serve, world, imap, gone):
+    server = serve(**ON)
+    put(imap(server), text())
+    waiting(server)
+    if gone:
+        server.accounts.remove_user("ann@example.com")
+    else:
+        server.accounts.set_enabled("ann@example.com", False)
+    release(server)
+    until(lambda: queue_files(server) == [], "cancelled")
+    assert world.taken == []
+    assert len(list((server.maildir("ann") / ".Drafts" / "cur").glob("*"))) == (not gone)
 
 
 def test_what_fails_is_in_sent_and_reported(serve, world, imap):
