@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from mailsrv import runner
+from mailsrv.config import ConfigError
 from mailsrv.mail import scheduled
 from mailsrv.mail.outbox import Shown
 from mailsrv.mail.scheduled import entry_id, next_hour
@@ -323,3 +324,9 @@ def test_the_hour_is_that_of_the_clock_on_the_wall(monkeypatch, zone):
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+@pytest.mark.parametrize("name", ["INBOX", "inbox/later", "Sent", "outbox", "Drafts", "a//b", "x\ny"])
+def test_a_mailbox_that_is_for_something_else_is_refused(serve, name):
+    with pytest.raises(ConfigError, match="the name of a mailbox of its own"):
+        serve(**{"submission.scheduled_mailbox": name})
