@@ -44,6 +44,7 @@ class Vitals:
         self._delays = counters.Samples()
         self._timer: Any = None
         self._queue: Queue | None = None
+        self._memory_bytes = 0
         control = server.control
         control.answer("status", self.status)
         control.answer("who", lambda question: self.who())
@@ -124,7 +125,7 @@ class Vitals:
             "process": {
                 "mailsrv_process_start_time_seconds": self._began_at,
                 "mailsrv_process_cpu_seconds_total": time.process_time(),
-                "mailsrv_process_memory_bytes": offload(memory_of, os.getpid()),
+                "mailsrv_process_memory_bytes": self._memory(),
                 "mailsrv_process_restarts_total": self._restarts,
                 "mailsrv_index_lag_seconds": oldest,
                 "mailsrv_log_events_dropped_total": log.dropped(),
@@ -132,6 +133,17 @@ class Vitals:
                 **({"mailsrv_canary_ok": int(not canary.problem)} if canary is not None else {}),
             },
         }  # fmt: skip
+
+    def _memory(self) -> int:
+        """As it was when the metrics were read last: a thread to look again may have to wait behind the disk's work."""
+        if self._memory_bytes:
+            gevent.spawn(self._look_at_memory)
+        else:
+            self._look_at_memory()
+        return self._memory_bytes
+
+    def _look_at_memory(self) -> None:
+        self._memory_bytes = offload(memory_of, os.getpid())
 
     def watch_queue(self, runner: Runner) -> Runner:
         """The queue runs in this process: it is asked too."""

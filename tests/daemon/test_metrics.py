@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 
+import gevent
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -112,6 +113,20 @@ def test_f17_everything_that_happens_is_counted_over_all_workers(probed, imap):
     assert value(found, "mailsrv_process_memory_bytes", process="worker-1") > 5_000_000
     sock.close()
     assert server.stop() == 0
+
+
+def test_a_scrape_waits_for_no_look_at_the_memory_but_the_first(serve, monkeypatch):
+    """Where that takes long: the threads are the disk's, too."""
+    serving, looks = serve(), []
+    monkeypatch.setattr("mailsrv.vitals.memory_of", lambda pid: looks.append(pid) or 1000 * len(looks))
+
+    def told():
+        return serving.server.vitals.metrics({})["process"]["mailsrv_process_memory_bytes"]
+
+    assert [told(), told()] == [1000, 1000]
+    with gevent.Timeout(SECONDS):
+        while told() == 1000:
+            gevent.sleep(0.001)
 
 
 def test_labels_are_ours_whatever_clients_send(probed):
