@@ -43,7 +43,9 @@ def prepare(directory: str, workers: int) -> tuple[str, dict[str, int]]:
     path = f"{directory}/mailsrv.yaml"
     settings = {
         "server": {
-            "hostname": "mx.bench.test", "data_dir": f"{directory}/data", "run_dir": f"{directory}/run",
+            "hostname": "mx.bench.test",
+            "data_dir": f"{directory}/data",
+            "run_dir": f"{directory}/run",
             "workers": workers,
         },
         **{name: {"listen": [f"127.0.0.1:{port}"]} for name, port in ports.items()},

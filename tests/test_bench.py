@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+from benchlib import __main__ as command  # noqa: E402
 from benchlib import plan, report, results, rows  # noqa: E402
 
 
@@ -102,6 +104,38 @@ def test_results_of_two_runs_are_one():
 def test_every_row_is_of_a_workload_that_is_run():
     for group in rows.groups(plan.FULL):
         assert group.ours in plan.WORKLOADS[group.workload].targets
+
+
+def test_the_limits_of_the_machine_stand_in_the_report():
+    text = report.markdown(result({}) | {"floor": {"disk.fsync 10k file+dir, 1 thread [/s]": 1234.5}})
+    assert table_row(text, "disk.fsync 10k file+dir, 1 thread [/s]") == ["1,234"]
+
+
+@pytest.mark.parametrize(("errors", "status"), [((), 0), (("lost",), 1)])
+def test_the_command_says_by_its_status_whether_an_answer_was_wrong(errors, status, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "benchlib.picture", SimpleNamespace(draw=lambda *_: None)
+    )  # no matplotlib in tests
+    stored = tmp_path / "stored.json"
+    stored.write_text(json.dumps(result({"mailsrv": {"login": [run(errors, **{LOGIN: 900})]}})))
+    assert command.main(["--from", str(stored), "--output", str(tmp_path)]) == status
+    assert table_row((tmp_path / "benchmark.md").read_text(), "without TLS") == ["FAILED" if status else "900/s"]
+
+
+def test_what_is_missing_is_named_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(command.shutil, "which", lambda _: None)
+    monkeypatch.setattr(command.os, "geteuid", lambda: 1000)
+    assert command.main(["--quick"]) == 2
+    said = capsys.readouterr().err
+    assert "apt-get install dovecot-imapd dovecot-lmtpd postfix" in said and "root" in said
+    assert command.missing(["mailsrv"]) == []
+
+
+def test_a_quick_run_has_every_workload_and_both_servers():
+    pairs = plan.chosen(None, list(plan.ALL), quick=True)
+    assert {name for name, _ in pairs} == set(plan.WORKLOADS) - set(plan.OPTIONAL)
+    assert {target for _, target in pairs} == {"mailsrv", "mailsrv-1", "dovecot", "dovecot-lmtp"}
+    assert plan.chosen(["search"], ["mailsrv"], quick=True) == [("mailbox", "mailsrv")]
 
 
 def test_a_server_that_does_all_is_measured(toys):

@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "bench/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [*plan.WORKLOADS, *plan.ALIASES]
+    names = [*plan.WORKLOADS, *plan.ALIASES, "floor"]
     parser.add_argument("--quick", action="store_true", help=f"small sizes, one round: {plan.MINUTES['quick']} minutes")
     parser.add_argument("--only", nargs="+", choices=names, metavar="WORKLOAD", help=", ".join(names))
     parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
@@ -142,6 +143,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     pairs = plan.chosen(args.only, args.targets, args.quick)
     try:
+        if "floor" in args.only if args.only else not args.quick:
+            results["floor"] = floor()
         for number in range(args.rounds):
             for entry in one_round(args, pairs, number, results):
                 results["seconds"] = time.time() - begun
@@ -153,6 +156,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         say("interrupted: the servers are stopped")
         results["interrupted"] = True
     return results
+
+
+def floor() -> dict[str, float]:
+    """The limits of this machine, before the servers have filled its caches."""
+    say("the limits of this machine (bench/floor.py)")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "floor.json"
+        subprocess.run([sys.executable, str(HERE / "floor.py"), "--json", str(path)], check=True)
+        limits: dict[str, float] = json.loads(path.read_text())
+    return limits
 
 
 def one_round(

@@ -86,6 +86,7 @@ def users(pairs: list[tuple[str, str]], sizes: dict[str, Any]) -> int:
 def chosen(only: list[str] | None, targets: list[str], quick: bool) -> list[tuple[str, str]]:
     """(workload, target) in the order they are run."""
     names = [ALIASES.get(name, name) for name in only or WORKLOADS if only or name not in OPTIONAL]
+    names = [name for name in names if name in WORKLOADS]  # `floor` is none: no server does it
     pairs = []
     for name in dict.fromkeys(names):
         for target in WORKLOADS[name].targets:

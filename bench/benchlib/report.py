@@ -66,6 +66,7 @@ def markdown(results: dict[str, Any], picture: str | None = None) -> str:
         lines += [f"![Ratios and latencies]({picture})", ""]
     for group in groups(results["sizes"]):
         lines += section(results, group)
+    lines += limits(results)
     lines += wrong(results)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -135,6 +136,15 @@ def section(results: dict[str, Any], group: Group) -> list[str]:
         cells = "".join(f" {cell(row, one)} | {times(row, ours, one)} |" for one in theirs)
         lines.append(f"| {row.title} | {cell(row, ours)} |{cells}")
     return [*lines, ""] if len(lines) > empty else []
+
+
+def limits(results: dict[str, Any]) -> list[str]:
+    """What bench/floor.py measured, if it was run."""
+    if "floor" not in results:
+        return []
+    lines = ["## The limits of this machine", "", "Measured by `bench/floor.py`, without any mail server.", "", "| | |"]
+    rows = [f"| {name.replace('|', '')} | {number(value)} |" for name, value in results["floor"].items()]
+    return [*lines, "|---|---:|", *rows, ""]
 
 
 def wrong(results: dict[str, Any]) -> list[str]:
