@@ -147,15 +147,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             results["floor"] = floor()
         for number in range(args.rounds):
             for entry in one_round(args, pairs, number, results):
-                results["seconds"] = time.time() - begun
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps(results) + "\n")
+                save(results, begun, args.json)
                 if entry["errors"]:
                     say(f"    FAILED: {entry['errors'][0]}")
     except KeyboardInterrupt:
         say("interrupted: the servers are stopped")
         results["interrupted"] = True
+    save(results, begun, args.json)
     return results
+
+
+def save(results: dict[str, Any], begun: float, path: Path) -> None:
+    results["seconds"] = time.time() - begun
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results) + "\n")
 
 
 def floor() -> dict[str, float]:
