@@ -63,6 +63,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """For a terminal: what clients and other servers call themselves must not be able to command it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 0x100 else char.encode("ascii", "backslashreplace").decode()
+
+
 def table(args: argparse.Namespace, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     """Rows as aligned columns, or as JSON with every field."""
     if args.json:
@@ -71,7 +80,7 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]], columns: Sequenc
     if not rows:
         return
     lines = [[column.replace("_", " ").upper() for column in columns]]
-    lines += [["" if row[column] is None else str(row[column]) for column in columns] for row in rows]
+    lines += [["" if row[column] is None else printable(str(row[column])) for column in columns] for row in rows]
     widths = [max(len(line[position]) for line in lines) for position in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
@@ -100,7 +109,7 @@ def print_findings(args: argparse.Namespace, findings: Sequence[Finding]) -> int
 
 
 class Progress:
-    """One line on a terminal that says how far long work is; lines now and then elsewhere."""
+    """One line on a terminal that says how far long work is; lines now and then elsewhere, if `total` is known."""
 
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total, self._done = what, total, 0
@@ -111,13 +120,20 @@ class Progress:
         self._done += 1
         share = 100 * self._done // max(self._total, 1)
         if self._terminal:
-            sys.stderr.write(f"\r\033[K{self._what} {self._done} of {self._total} {name}"[:200])
-            if self._done >= self._total:
+            of = f" of {self._total}" if self._total else ""
+            sys.stderr.write("\r\033[K" + printable(f"{self._what} {self._done}{of} {name}")[:200])
+            if self._total and self._done >= self._total:
                 sys.stderr.write("\r\033[K")
             sys.stderr.flush()
-        elif share // 10 > self._told // 10:
+        elif self._total and share // 10 > self._told // 10:
             self._told = share
             say(f"{self._what} {self._done} of {self._total}")
+
+    def end(self) -> None:
+        """Of work whose total was not known."""
+        if self._terminal and self._done:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
 
 
 # ------------------------------------------------------------------ what they act on

@@ -22,6 +22,7 @@ from mailsrv.cli.common import (
     load_config,
     open_accounts,
     print_findings,
+    printable,
     say,
 )
 from mailsrv.errors import MailError
@@ -45,6 +46,7 @@ def doctor(args: argparse.Namespace) -> int:
     load_config(args)  # from here on as the server's user
     progress = Progress("mailbox", 0)
     for finding in as_server(settings, quick=args.quick, progress=progress.step):
+        progress.end()
         told.tell(finding)
     if not args.quick and not args.no_dns:
         for finding in _names(args):
@@ -82,7 +84,7 @@ class _Told:
                 *(f"      {text}" for text in (finding.advice, repaired) if text),
             ]
             for line in lines:  # file names are whatever somebody gave them
-                print("".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in line), flush=True)
+                print(printable(line), flush=True)
 
 
 def _names(args: argparse.Namespace) -> Iterator[Finding]:

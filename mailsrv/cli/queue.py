@@ -17,7 +17,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from mailsrv.cli.common import DONE, FAILED, Commands, Failure, human, load_config, say, table
+from mailsrv.cli.common import DONE, FAILED, Commands, Failure, human, load_config, printable, say, table
 from mailsrv.store import entry as states
 from mailsrv.store.entry import Attempt, Entry, EntryDamaged, Recipient, Stamp
 from mailsrv.store.spool import EntryGone, Ownership, Spool, is_id, time_of
@@ -198,9 +198,16 @@ def queue_show(args: argparse.Namespace) -> int:
         if not args.body:
             text = text[: max(text.find(b"\r\n\r\n"), 0) or len(text)] + b"\n"
         sys.stdout.flush()
+        if sys.stdout.isatty():
+            text = "\n".join(map(_shown, text.decode("utf-8", "backslashreplace").split("\n"))).encode()
         sys.stdout.buffer.write(text.replace(b"\r\n", b"\n") if not args.body else text)
         sys.stdout.buffer.flush()
     return DONE
+
+
+def _shown(line: str) -> str:
+    """On a terminal, where the message must not be able to command it; tabs may stay."""
+    return "\t".join(map(printable, line.removesuffix("\r").split("\t")))
 
 
 def queue_why(args: argparse.Namespace) -> int:
@@ -235,27 +242,31 @@ def _next_of(entry: Entry, one: Recipient, now: Stamp) -> float | None:
 
 
 def _why(entry: Entry, now: Stamp) -> None:
-    print(f"{entry.id}: {_state(entry)}, from {entry.envelope.sender or '<>'}, {human(entry.size)}, "
-          f"here for {_span(entry.age(now))} ({_time(entry.arrived_at)})")  # fmt: skip
+    _print(f"{entry.id}: {_state(entry)}, from {entry.envelope.sender or '<>'}, {human(entry.size)}, "
+           f"here for {_span(entry.age(now))} ({_time(entry.arrived_at)})")  # fmt: skip
     if entry.hold:
-        print(f"  held: mailsrv queue release {entry.id}")
+        _print(f"  held: mailsrv queue release {entry.id}")
     if entry.not_before is not None:
-        print(f"  not before {_time(entry.not_before)}")
+        _print(f"  not before {_time(entry.not_before)}")
     if entry.origin.service == states.SCHEDULED:
-        print("  lies in its sender's mailbox for scheduled mail: taken away there, it is cancelled")
+        _print("  lies in its sender's mailbox for scheduled mail: taken away there, it is cancelled")
     for one in entry.recipients:
         through = f" (through {one.via})" if one.via is not None else ""
         where = f" at {one.destination}" if one.destination and one.destination != one.address.domain else ""
-        print(f"  {one.address}{through}: {one.state}{where}, attempts: {one.attempts}")
+        _print(f"  {one.address}{through}: {one.state}{where}, attempts: {one.attempts}")
         for tried in one.history:
             host = f" {tried.host}" if tried.host else ""
             tls = f" ({tried.tls})" if tried.tls else ""
-            print(f"    {_time(tried.at)} {tried.disposition}{host}{tls}: {_reply(tried)}")
+            _print(f"    {_time(tried.at)} {tried.disposition}{host}{tls}: {_reply(tried)}")
         if one.state == states.WAITING and not entry.hold:
             following = _next_of(entry, one, now)
             assert following is not None
             soon = "as soon as its destination has room" if following <= now.wall + 1 else _time(following)
-            print(f"    next attempt: {soon}")
+            _print(f"    next attempt: {soon}")
+
+
+def _print(line: str) -> None:
+    print(printable(line))
 
 
 def queue_stats(args: argparse.Namespace) -> int:

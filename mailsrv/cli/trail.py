@@ -73,7 +73,7 @@ def _more(record: audit.Record) -> str:
     details = record.get("details")
     if isinstance(details, dict):
         parts += [f"{name}={value}" for name, value in details.items()]
-    return "".join(char if char.isprintable() else "?" for char in " ".join(parts))
+    return " ".join(parts)
 
 
 def register(commands: Commands) -> None:

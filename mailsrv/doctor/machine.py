@@ -40,7 +40,7 @@ def owners(settings: Config) -> Iterator[Finding]:
     yield Finding(
         FAIL, f"owners: {len(foreign)} files or directories of {data} do not belong to {name}: {named}",
         f"the server cannot read or change them; as root: chown -R -h {name} {data}, or mailsrv doctor --repair",
-        Repair(f"give them to {name}", partial(_give, foreign, owner)),
+        Repair(f"give them to {name}", partial(_give, data, owner)),
     )  # fmt: skip
 
 
@@ -64,13 +64,35 @@ def _below(directory: str) -> Iterator[str]:
         yield from (f"{path}/{name}" for name in (*folders, *names) if os.path.lexists(f"{path}/{name}"))
 
 
-def _give(paths: list[str], uid: int) -> None:
-    for path in paths:
-        try:
-            # Links themselves and not what they lead to, by a path whose directories are the server's (S26).
-            os.chown(path, uid, -1, follow_symlinks=False)
-        except FileNotFoundError:
-            pass  # gone meanwhile
+def _give(data: str, uid: int) -> None:
+    """Not by paths: who can write in the directory could make one lead elsewhere between the look and the deed (S26).
+    Where the kernel lets anybody give a second name to any file, files with two are left: they may be the system's.
+    """
+    second_names, left = _foreign_links(), 0
+    os.chown(data, uid, -1, follow_symlinks=False)
+    for _, folders, names, fd in os.fwalk(data):
+        for name in (*folders, *names):
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                if found.st_uid == uid:
+                    continue
+                if second_names and not stat.S_ISDIR(found.st_mode) and found.st_nlink > 1:
+                    left += 1
+                else:
+                    os.chown(name, uid, -1, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                pass  # gone meanwhile
+    if left:
+        raise OSError(f"{left} files have a second name elsewhere, which may be the system's")
+
+
+def _foreign_links() -> bool:
+    """May a user link to what is not theirs? proc(5), fs.protected_hardlinks."""
+    try:
+        with open("/proc/sys/fs/protected_hardlinks", encoding="ascii") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return True
 
 
 def directories(settings: Config) -> Iterator[Finding]:

@@ -20,9 +20,10 @@ from mailsrv.wire.smtp import Reply
 
 HEADER_OCTETS = 256 * 1024  # of a message, looked at for loops
 COMPLETED_OCTETS = 64 * 1024  # of a header, to which missing fields are added
-_MESSAGE_ID = re.compile(rb"(?im)^Message-ID:(?:[ \t]|\r\n[ \t])*([^\r\n]{1,250})")
+# What was taken is not given back (+): a line that does not fit would cost as much as its length times 320.
+_MESSAGE_ID = re.compile(rb"(?im)^Message-ID:(?:[ \t]|\r\n[ \t]){0,1000}+([^\r\n]{1,250}+)")
 _RECEIVED = re.compile(rb"(?im)^Received:")
-_DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*([^\r\n]{1,320})\r?$")
+_DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*+([^\r\n]{1,320}+)\r?$")
 
 
 class Trace:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import smtplib
 import socket
 import sqlite3
@@ -10,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from mailsrv import certificates
+from mailsrv import certificates, config
 from mailsrv.doctor import machine, services
 from mailsrv.doctor import mail as doctor_mail
 from mailsrv.runner import spool_of
@@ -222,6 +223,29 @@ def test_owners_are_told_and_mended(daemon):
     assert str(path) in found[0]["what"]
     assert doctor(server, "--quick", "--repair")[0] == 0
     assert os.stat(path).st_uid == 0
+
+
+def test_s26_owners_are_mended_in_the_directory_alone(tmp_path, monkeypatch):
+    """Whoever took over the server's user must not have root give away what is elsewhere."""
+    assert os.getuid() == 0, "only root can give files away"
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    for directory in (data / "mail", data / "swapped", outside):
+        directory.mkdir(parents=True)
+    for path in (data / "mail" / "a", data / "swapped" / "shadow", outside / "shadow", outside / "passwd"):
+        path.write_text("x")
+    settings = config.parse(json.dumps({"server": {"data_dir": str(data), "user": "nobody"}}))
+    (finding,) = machine.owners(settings)
+    assert finding.repair is not None
+    (data / "swapped").rename(data / "before")  # after the look, before the repair
+    (data / "swapped").symlink_to(outside)
+    (data / "second").hardlink_to(outside / "passwd")
+    monkeypatch.setattr(machine, "_foreign_links", lambda: True)
+    with pytest.raises(OSError, match="1 files have a second name elsewhere"):
+        finding.repair.run()
+    assert [path.stat().st_uid for path in (outside / "shadow", outside / "passwd")] == [0, 0]
+    nobody = pwd.getpwnam("nobody").pw_uid
+    given = (data, data / "mail" / "a", data / "before" / "shadow", data / "swapped")
+    assert [path.lstat().st_uid for path in given] == [nobody] * 4
 
 
 def test_a_certificate_of_another_name_and_one_that_ended(tmp_path, daemon, monkeypatch):
