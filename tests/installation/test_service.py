@@ -91,6 +91,26 @@ def test_start_twice_and_stop_twice_are_no_failures(stopped):
     assert "does not run" in stopped.run(SCRIPT, "stop").stdout
 
 
+def test_a_pid_file_that_names_a_process_of_the_system_harms_nobody(stopped):
+    """The server's user owns the file: whoever took over that user must not have root end what it likes."""
+    stopped.shell("sleep 600 >/dev/null 2>&1 & echo $! > /run/victim")
+    victim = int(stopped.run("cat", "/run/victim").stdout)
+    stopped.shell(f"""
+        echo {victim} > {PID_FILE}; chown mailsrv: {PID_FILE}
+        setpriv --reuid mailsrv --clear-groups flock {PID_FILE} sleep 600 >/dev/null 2>&1 & echo $! > /run/holder
+        until ! flock --nonblock --shared {PID_FILE} true; do sleep 0.05; done
+    """)
+    stopped.run(SCRIPT, "status")
+    stopped.run(SCRIPT, "reload", code=1)
+    stopped.shell("""
+        mkdir -p /root/live/x && cp /etc/mailsrv/mailsrv.yaml /root/live/x/privkey.pem
+        cp /etc/mailsrv/mailsrv.yaml /root/live/x/fullchain.pem
+        RENEWED_LINEAGE=/root/live/x MAILSRV_TLS_DIR=/root/tls /etc/letsencrypt/renewal-hooks/deploy/mailsrv
+    """)
+    stopped.run("kill", str(victim))  # it lived through all of that
+    stopped.shell(f"pkill -u mailsrv; rm -f {PID_FILE}; while pgrep -u mailsrv; do sleep 0.05; done")
+
+
 def test_stale_pid_file(stopped):
     """Left behind by a server that was killed; the number is another process's by now, which must not be touched."""
     stopped.shell(f"sleep 600 >/dev/null 2>&1 & echo $! > {PID_FILE}; chown mailsrv: {PID_FILE}")
