@@ -18,7 +18,7 @@ import yaml
 from mailsrv.settings import MOST_SOCKET_PATH, SECTIONS, SETTINGS, Wrong
 
 DEFAULT_PATH = "/etc/mailsrv/mailsrv.yaml"
-INSTEAD = "try `mailsrv quickstart`, or begin with the output of `mailsrv config sample`"
+INSTEAD = "try `mailsrv quickstart`, make it with `mailsrv setup`, or name another one with --config"
 
 
 class ConfigError(Exception):

@@ -27,9 +27,10 @@ import gevent
 
 from mailsrv import certificates, config, log
 from mailsrv.daemon import PARTS, Server
+from mailsrv.installation.program import is_source
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import hash_password
-from mailsrv.pidfile import PidFile
+from mailsrv.pidfile import PidFile, running_pid
 from mailsrv.privileges import raise_descriptor_limit
 from mailsrv.start import StartError, bind_all, tls_context
 
@@ -126,10 +127,14 @@ def _running(settings: config.Config) -> Iterator[Server]:
 
 def run(directory: str, base_port: int) -> int:
     """Serve in the foreground until Ctrl-C."""
+    directory = os.path.abspath(directory)
+    pid = running_pid(f"{directory}/run/mailsrv.pid")
+    if pid is not None:  # before its settings are written anew
+        raise StartError(f"it runs in {directory} already (pid {pid}); for another one: --dir DIR --base-port N")
     settings, passwords = prepare(directory, base_port)
     log.configure(level="info", file=settings["log.file"])
     with _running(settings) as server:
-        sys.stdout.write(_welcome(os.path.abspath(directory), base_port, passwords))
+        sys.stdout.write(_welcome(directory, base_port, passwords))
         sys.stdout.flush()
         log.listeners.append(_show)
         server.run()
@@ -184,9 +189,18 @@ and send to it from another:
     curl --cacert {ca} --user '{bo}:{passwords[bo]}' \\
       --mail-from {bo} --mail-rcpt {ann} --upload-file - smtps://localhost:{base + 465}
 
+Look at the server from there, too; instead of status also who, trace {ann}, user list, doctor --no-dns:
+
+  {_command()} status --config {directory}/mailsrv.yaml
+
 Mail is plain Maildir below {directory}/data/mail. Ctrl-C stops the server.
 
 """
+
+
+def _command() -> str:
+    """By which name this program can be called."""
+    return "bin/mailsrv" if is_source() else "mailsrv"
 
 
 # ------------------------------------------------------------------ --check

@@ -227,9 +227,9 @@ _WORDS = {
     "pushed": "{watchers} sessions told: first {first_ms} ms after the commit, last {last_ms} ms ({sessions})",
     "appended": "{user} put it into {name} as UID {uid}",
     "queued": "waits for other servers as {id}",
-    "sent": "taken over by {host} for {recipient}: {code} {enhanced} {reply}",
-    "deferred": "not now for {recipient}: {code} {enhanced} {reply} ({host}); again in {next_in_s} s",
-    "undeliverable": "never for {recipient}: {code} {enhanced} {reply} ({host})",
+    "sent": "taken over by {host} for {recipient}: {answer}",
+    "deferred": "not now for {recipient}{where}: {answer}; again in {next_in_s} s",
+    "undeliverable": "never for {recipient}{where}: {answer}",
     "message-refused": "refused: {reason}",
     "refused": "refused with {code}: {reason}",
     "report": "a report ({kind}) goes to {to} as {id}",
@@ -244,8 +244,16 @@ def said(line: Line) -> str:
     """One event in words; what has no words of its own is shown as it stands."""
     template = _WORDS.get(line.event)
     if template is not None:
-        return template.format_map(_Fields(line.fields))
+        host = line.fields.get("host")
+        return template.format_map(_Fields(line.fields, answer=_answer(line), where=f" at {host}" if host else ""))
     return " ".join(f"{name}={value}" for name, value in line.fields.items() if name not in ("id", "session"))
+
+
+def _answer(line: Line) -> str:
+    """What a server said, or why none was asked (code 0)."""
+    code = line.fields.get("code")
+    words = ("" if code in (None, "0") else code, line.fields.get("enhanced"), line.fields.get("reply"))
+    return " ".join(word for word in words if word)
 
 
 class _Fields(dict[str, Any]):

@@ -139,7 +139,7 @@ def _address(text: str) -> str:
 
 def register(commands: Commands) -> None:
     group = commands.noun("dns", "what has to stand in the DNS for a domain")
-    one = group.add("generate", generate, "print the records of a domain, to paste into its zone")
+    one = group.add("generate", generate, "print the records of a domain, to paste into its zone", reads=True)
     one.add_argument("domain")
     one.add_argument("--ip", action="append", type=_address, help="a public address of this server; may be repeated")
     one.add_argument(

@@ -57,6 +57,7 @@ def setup(args: argparse.Namespace) -> int:
     from mailsrv.installation import setup as setting_up
 
     with _told():
+        setting_up.require_rights(config_path(args))
         present = setting_up.look(config_path(args))
         troubles = [finding for finding in looking.examine(present.settings) if finding.result != "ok"]
         for finding in troubles:
@@ -137,7 +138,7 @@ def register(commands: Commands) -> None:
         )
     two.add_argument("--purge-config", action="store_true", help="remove the configuration and the logs too")
 
-    one = commands.add("preflight", preflight, "look at a machine before a server is set up on it")
+    one = commands.add("preflight", preflight, "look at a machine before a server is set up on it", reads=True)
     one.add_argument("--outgoing", metavar="HOST", default="", help="a mail server to reach on port 25")
 
     one = commands.add("setup", setup, "ask what matters, write the configuration, start the server (root)")

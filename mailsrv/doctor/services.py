@@ -36,7 +36,7 @@ def accounts(settings: Config) -> Iterator[Finding]:
         yield Finding(FAIL, f"accounts: {failure}", advice)
         return
     if not domains:
-        yield Finding(WARN, "accounts: no domain, so all mail is refused", "mailsrv domain add DOMAIN")
+        yield Finding(WARN, "accounts: no domain, so all mail is put off", "mailsrv domain add DOMAIN")
     elif not users:
         yield Finding(WARN, "accounts: no users", "mailsrv user add NAME@DOMAIN")
     else:

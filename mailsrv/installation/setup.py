@@ -4,7 +4,7 @@ Every answer can be an option. What is there already is the default of its quest
 what is answered differently and nothing else. The configuration is edited in its text. What needs the server's user is
 done by the commands that an administrator would give.
 
-Imports: config, installation, mail.accounts (to read), mail.passwords (what is a password).
+Imports: config, privileges, installation, mail.accounts (to read), mail.passwords (what is a password).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from mailsrv import config
+from mailsrv import config, privileges
 from mailsrv.errors import MailError
 from mailsrv.installation import actions, edit, install, layout
 from mailsrv.mail.accounts import Accounts, parse_address, parse_domain
@@ -77,6 +77,15 @@ def look(path: str) -> Present:
     return Present(path, text, settings, domains, users)
 
 
+def require_rights(path: str) -> None:
+    """SetupError for who may not write the configuration, before any question."""
+    there = path
+    while not os.path.exists(there):
+        there = os.path.dirname(os.path.abspath(there))
+    if not os.access(there, os.W_OK):
+        raise SetupError(f"{there} is not yours to write: do it as root, or name another file with --config")
+
+
 # ------------------------------------------------------------------ questions
 
 
@@ -84,7 +93,7 @@ def defaults(present: Present, given: Answers) -> Answers:
     """What the answers are if nobody is asked."""
     now = present.settings
     hostname = given.hostname or now["server.hostname"] or socket.getfqdn().lower()
-    domain = given.domain or next(iter(present.domains), "") or _parent(hostname)
+    domain = given.domain or _usual_domain(present.domains, hostname)
     user = given.user or next((user for user in present.users if user.endswith(f"@{domain}")), "")
     certificate, key = given.certificate, given.key
     if not certificate:
@@ -92,6 +101,12 @@ def defaults(present: Present, given: Answers) -> Answers:
     if certificate != SELF_SIGNED and not key:
         key = _key_beside(certificate)
     return Answers(hostname, domain, user, given.password, certificate, key)
+
+
+def _usual_domain(domains: list[str], hostname: str) -> str:
+    """The one that the host belongs to, if it is among those that there are."""
+    own = max((name for name in domains if hostname == name or hostname.endswith(f".{name}")), key=len, default="")
+    return own or next(iter(domains), "") or _parent(hostname)
 
 
 def _parent(hostname: str) -> str:
@@ -279,6 +294,7 @@ def write(present: Present, changed: dict[str, Any]) -> None:
 
 def people(present: Present, answers: Answers) -> None:
     """Domain, user, password, and a postmaster, whom RFC 5321 4.5.1 asks for; a key to sign the domain's mail with."""
+    privileges.prepare(present.settings, privileges.wanted(present.settings))  # server.data_dir may be a new one
     if answers.domain not in present.domains:
         command(present, "domain", "add", answers.domain)
         command(present, "dkim", "generate", answers.domain)
@@ -330,7 +346,13 @@ def connection_rows(settings: config.Config, answers: Answers) -> list[dict[str,
     kinds = {"imaps": ("read", "TLS"), "imap": ("read", "STARTTLS"), "submissions": ("send", "TLS"),
              "submission": ("send", "STARTTLS")}  # fmt: skip
     return [
-        {"to": to, "server": answers.hostname, "port": port, "security": security, "user_name": answers.user}
+        {
+            "to": to,
+            "server": answers.hostname,
+            "port": port,
+            "security": security,
+            "user_name": answers.user or "the whole address",
+        }
         for service, (to, security) in kinds.items()
         for _host, port in settings[f"{service}.listen"][:1]
     ]

@@ -303,7 +303,7 @@ class Accounts:
 
     def expand(self, address: Address, *, null_sender: bool = False) -> Expansion:
         """Where a message to `address` goes. Raises RelayDenied for other domains, RecipientUnknown in ours,
-        TemporaryFailure if that is too far or too many.
+        TemporaryFailure if that is too far or too many, or there is no domain at all.
 
         With `null_sender` the message is a report or its like, and `address` may be a sender that `forward_sender`
         made: then `remote` is the original one. For anything else such an address is unknown.
@@ -313,6 +313,8 @@ class Accounts:
         memory, key = self._memory(), ("expand", (address.local.lower(), address.domain.lower()))
         if key not in memory:
             if not self.is_local(address.domain):
+                if not self._ask("SELECT 1 FROM domains LIMIT 1"):  # not set up yet, or its disk is not mounted
+                    raise TemporaryFailure("There is no domain yet: mailsrv domain add")
                 raise RelayDenied(f"{address.domain} is not a domain of this server")
             memory[key] = self._expand(_lower(address))
         expansion: Expansion = memory[key]  # type: ignore[assignment]

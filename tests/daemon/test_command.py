@@ -263,6 +263,11 @@ def test_quickstart_shows_deliveries_and_pushes_and_keeps_the_mail(tmp_path):
 
         try:
             until(lambda: "Ctrl-C stops the server" in shown(), "the welcome")
+            command = re.search(r"^  bin/mailsrv (status --config .*)$", shown(), re.MULTILINE)[1].split()
+            assert "mailsrv is running" in mailsrv(*command).stdout
+            second = mailsrv("quickstart", "--dir", str(tmp_path / "q"), "--base-port", str(base + 1))
+            assert "for another one: --dir DIR --base-port N" in second.stderr
+            assert f':{base + 143}"' in (tmp_path / "q" / "mailsrv.yaml").read_text(), "as it was"
             with socket.create_connection(("127.0.0.1", base + 143)) as watcher, watcher.makefile("rb") as lines:
                 assert b"LOGINDISABLED" in lines.readline()
             password = re.search(r"ann@example.test +password (\S+)", shown())[1]

@@ -75,6 +75,15 @@ def test_by_options_and_again(path, certificate):
     mailsrv("setup", "--yes", "--no-start", "--config", path, "--self-signed")
     assert config.load(path)["tls.certificate"] == ""
     assert len(json.loads(mailsrv("user", "list", "--json", "--config", path).stdout)) == 1
+    # Of several domains the host's own is meant; what only looks is not in the audit trail.
+    mailsrv("domain", "add", "a.example", "--config", path)
+    again = mailsrv("setup", "--yes", "--no-start", "--config", path)
+    assert "For the DNS of example.org:" in again.stdout
+    other = mailsrv("setup", "--yes", "--no-start", "--config", path, "--domain", "a.example")
+    assert re.search(r"^read +mx2\.example\.org +\d+ +TLS +the whole address$", other.stdout, re.MULTILINE)
+    kept = {one["action"] for one in json.loads(mailsrv("audit", "list", "--json", "--config", path).stdout)}
+    assert "setup" in kept
+    assert not kept & {"dns generate", "preflight"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,13 @@ def test_wrong_answers_are_refused(path, options, words):
 
 def test_without_a_terminal_it_asks_for_options(path):
     assert "--yes" in mailsrv("setup", "--no-start", "--config", path, code=1).stderr
+
+
+def test_who_is_not_root_is_told_before_any_question(installed: PrivateRoot):
+    done = installed.run("setpriv", "--reuid", "nobody", "--clear-groups", "mailsrv", "setup", code=1)
+    assert done.stderr == (
+        "mailsrv: /etc/mailsrv is not yours to write: do it as root, or name another file with --config\n"
+    )
 
 
 def test_preflight_says_what_is_in_the_way(path):

@@ -56,6 +56,19 @@ def test_f05_recipients(accounts):
         names(accounts, "nobody@example.com")
 
 
+def test_without_any_domain_mail_is_put_off(tmp_path):
+    """It was not set up yet, or the disk with the accounts is not mounted: mail must not be returned for that."""
+    empty = Accounts(str(tmp_path / "accounts.sqlite3"), str(tmp_path / "mail"))
+    with pytest.raises(TemporaryFailure):
+        empty.expand(Address("ann", "example.com"))
+    empty.add_domain("example.com")
+    with pytest.raises(RecipientUnknown):
+        empty.expand(Address("ann", "example.com"))
+    with pytest.raises(RelayDenied):
+        empty.expand(Address("ann", "example.org"))
+    empty.close()
+
+
 def test_f05_a_user_of_the_whole_name_comes_before_its_base(accounts):
     accounts.add_user("ann+work@example.com", "{PLAIN}x")
     assert names(accounts, "ann+work@example.com") == ["ann+work"]
