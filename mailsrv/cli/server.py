@@ -34,8 +34,8 @@ def check(args: argparse.Namespace) -> int:
     from mailsrv.start import check_accounts, tls_context
 
     settings = load_config(args, stay_root=True)
-    tls_context(settings)
-    check_accounts(settings)
+    tls_context(settings)  # keys are root's to read
+    check_accounts(load_config(args))  # as the server's user, whose files these are
     if not settings["tls.certificate"]:
         say(f"{settings.path}: note: without tls.certificate the server makes its own, which mail programs warn of")
     print(f"{settings.path}: ok")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mailsrv.cli.common import DONE, FAILED, NOT_RUNNING, Commands, Failure, load_config, say, table
+from mailsrv.cli.common import DONE, FAILED, NOT_RUNNING, Commands, Failure, load_config, printable, say, table
 from mailsrv.config import Config
 
 CLEAR = "\033[H\033[2J"  # ECMA-48: the cursor to the corner, the screen empty
@@ -31,7 +31,8 @@ def status(args: argparse.Namespace) -> int:
             if args.json:
                 text = json.dumps(found, ensure_ascii=False, indent=None if args.watch else 1)
             else:
-                text = (CLEAR if args.watch and sys.stdout.isatty() else "") + report.written(found)
+                shown = "\n".join(map(printable, report.written(found).split("\n")))
+                text = (CLEAR if args.watch and sys.stdout.isatty() else "") + shown
             print(text, flush=True)
             if not args.watch:
                 break
