@@ -174,7 +174,7 @@ def _verify_in_helper(handler: str, password: str, stored: str) -> bool:
 
 
 def _answered(given: int) -> bool:
-    """Whether the helper says yes in time. Waits in this thread alone."""
+    """Whether the helper says yes in time. Waits in this thread alone. ValueError for what is no hash."""
     waiting = _poll()
     waiting.register(given, select.POLLIN)
     said = b""
@@ -183,6 +183,8 @@ def _answered(given: int) -> bool:
         said += chunk
         if not chunk or len(said) > 16:
             break
+    if said == b"unusable":
+        raise ValueError("not a hash of this scheme")
     return said == b"yes"
 
 

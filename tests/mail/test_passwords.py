@@ -80,6 +80,13 @@ def test_f12_malformed_hashes_match_nothing(stored):
     assert not verify("password", stored) and not verify("", stored)
 
 
+@pytest.mark.parametrize("stored", ["{SHA512-CRYPT}$6$saltsalt$short", "{MD5-CRYPT}x"])
+def test_f12_a_malformed_hash_of_a_slow_scheme_is_told_in_the_log(events, capfd, stored):
+    assert not verify("password", stored)
+    assert [event for event, _ in events] == ["stored password not usable"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_f12_what_is_made_is_argon2id_and_matches():
     made = hash_password("correct horse")
     assert made.startswith("{ARGON2ID}$argon2id$v=19$m=19456,t=2,p=1$") and made != hash_password("correct horse")
