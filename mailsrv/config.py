@@ -18,6 +18,7 @@ import yaml
 from mailsrv.settings import MOST_SOCKET_PATH, SECTIONS, SETTINGS, Wrong
 
 DEFAULT_PATH = "/etc/mailsrv/mailsrv.yaml"
+UMASK = 0o077  # of every process that writes mail or accounts
 INSTEAD = "try `mailsrv quickstart`, make it with `mailsrv setup`, or name another one with --config"
 
 

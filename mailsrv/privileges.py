@@ -18,12 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mailsrv import log
-from mailsrv.config import Config
+from mailsrv.config import UMASK, Config
 from mailsrv.start import StartError
 from mailsrv.store.files import close
 
 _PR_SET_NO_NEW_PRIVS = 38
-UMASK = 0o077
 DESCRIPTORS = 262_144  # what root asks for; connections, files and watches each take one
 
 

@@ -83,6 +83,7 @@ log:
 
 def prepare(directory: str, base_port: int) -> tuple[config.Config, dict[str, str]]:
     """Everything a quickstart needs, made where it is missing: (configuration, password of each demo address)."""
+    os.umask(config.UMASK)
     directory = os.path.abspath(directory)
     for name in ("", "/data", "/run", "/tls"):
         os.makedirs(directory + name, mode=0o700, exist_ok=True)

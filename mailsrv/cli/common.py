@@ -148,13 +148,14 @@ def load_config(args: argparse.Namespace, *, stay_root: bool = False) -> config.
     if args.settings is None:
         args.settings = config.load(config_path(args))
     settings: config.Config = args.settings
-    if not stay_root and os.geteuid() == 0 and settings["server.user"]:
-        from mailsrv import privileges
+    if not stay_root:
+        os.umask(config.UMASK)
+        if os.geteuid() == 0 and settings["server.user"]:
+            from mailsrv import privileges
 
-        identity = privileges.wanted(settings)
-        if identity is not None:
-            os.umask(privileges.UMASK)
-            privileges.drop(identity)
+            identity = privileges.wanted(settings)
+            if identity is not None:
+                privileges.drop(identity)
     return settings
 
 

@@ -215,6 +215,25 @@ def test_accounts_of_a_newer_version_are_refused_before_anything_starts(tmp_path
     assert not (tmp_path / "log").exists(), "nothing began"
 
 
+def test_whoever_gives_a_command_nobody_else_can_read_what_it_writes(tmp_path):
+    settings = configuration(tmp_path, None, {})
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    for words in (
+        ["domain", "add", "example.org"],
+        ["user", "add", "ann@example.org", "--password-stdin"],
+        ["reindex"],
+    ):
+        done = mailsrv(*words, "--config", settings.path, input="correct horse\n", umask=0o022)
+        assert done.returncode == 0, done.stderr
+    quick = [sys.executable, "-c", "from mailsrv import quickstart; quickstart.prepare('%s', 20000)" % (tmp_path / "q")]
+    subprocess.run(quick, cwd=ROOT, check=True, timeout=50, umask=0o022)
+    written = [path for top in (data, tmp_path / "q") for path in top.rglob("*") if path != data]
+    assert {"accounts.sqlite3", "index.sqlite3", "passwords.json", "server.key"} <= {path.name for path in written}
+    assert not [path for path in written if path.stat().st_mode & 0o077 and path.name not in ("ca.pem", "server.pem")]
+
+
 def test_check_names_file_line_expectation_and_nearest_name(tmp_path):
     path = tmp_path / "mailsrv.yaml"
     path.write_text("smtp:\n  lissen: []\nimap:\n  heartbeat_seconds: soon\nimpas:\n  listen: []\n")
