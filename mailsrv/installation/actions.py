@@ -62,9 +62,10 @@ class Actions:
                 with os.fdopen(fd, "wb") as file:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
-                temporary.chmod(mode)
-                self._give(temporary, owner, group)
+                    # Not by its name: in a directory of the server's user that may lead elsewhere by now (S26).
+                    os.fchmod(fd, mode)
+                    self._give(fd, owner, group)
+                    os.fsync(fd)
                 os.rename(temporary, place)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -95,7 +96,7 @@ class Actions:
         elif place.is_dir():
             self.do(f"remove {place}/", lambda: shutil.rmtree(place))
 
-    def _give(self, place: Path, owner: str, group: str) -> None:
+    def _give(self, place: Path | int, owner: str, group: str) -> None:
         if self.here:
             shutil.chown(place, owner, group)
 
