@@ -104,7 +104,8 @@ def print_findings(args: argparse.Namespace, findings: Sequence[Finding]) -> int
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         for one in findings:
-            print(f"{one.result:<5} {one.what}" + (f"\n      {one.advice}" if one.advice else ""))
+            text = f"{one.result:<5} {one.what}" + (f"\n      {one.advice}" if one.advice else "")
+            print("\n".join(map(printable, text.split("\n"))))
     return FAILED if any(one.result == "fail" for one in findings) else DONE
 
 

@@ -39,7 +39,7 @@ def test_f16_every_command_is_audited_or_known_to_read_only():
     said_by_author = {
         name for name, values in defaults.items() if values["reads"] and name.split()[-1] not in cli.common.READING
     }
-    # serve is in the log; a quickstart is a server of its own; doctor is audited when it repairs; the others only print.
+    # serve is in the log; a quickstart is a server of its own; doctor is audited when it repairs; others only print.
     assert said_by_author - {"serve", "quickstart", "doctor", "dns generate", "preflight"} == set()
     changing = {name for name, values in defaults.items() if not values["reads"]}
     assert {
