@@ -5,6 +5,9 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+from mailsrv import cli
 from mailsrv.cli import common
 from tests.conftest import configuration
 
@@ -35,3 +38,17 @@ def test_doctor_beside_a_pipe_is_silent_about_its_progress(tmp_path):
     settings = configuration(tmp_path, None, {})
     words = [sys.executable, "-m", "mailsrv", "doctor", "--no-dns", "--config", settings.path]
     assert subprocess.run(words, capture_output=True, text=True, timeout=50, check=False).stderr == ""
+
+
+def test_the_nearest_command_is_named(capsys):
+    for words, says in (
+        (["usr", "list"], "mailsrv: error: there is no mailsrv usr; did you mean user?"),
+        (["queue", "lst"], "mailsrv queue: error: there is no mailsrv queue lst; did you mean list?"),
+        (["frobnicate"], "mailsrv: error: there is no mailsrv frobnicate; see mailsrv --help"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.main(words)
+        assert left.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1] == says
+    assert cli.main([]) == 2
+    assert "quickstart" in capsys.readouterr().err

@@ -9,22 +9,35 @@ Imports: everything. Commands that need little import little: what only one need
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from mailsrv import __version__, audit, config
 from mailsrv.cli import dkim, dns, examining, installing, limits, mailboxes, people, queue, server, trail, watching
-from mailsrv.cli.common import FAILED, Command, Commands, Failure, load_config, say
+from mailsrv.cli.common import FAILED, MISUSED, Command, Commands, Failure, load_config, say
 from mailsrv.errors import MailError
 
 SUBJECTS = (server, examining, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest command where there is none of a name, not all of them. Its subparsers are like it."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            close = difflib.get_close_matches(str(value), list(action.choices), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+            raise argparse.ArgumentError(None, f"there is no {self.prog} {value}; {hint}")
+        super()._check_value(action, value)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their options and words of help."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="mailsrv", description="A mail server: SMTP in, IMAP with instant push, plain Maildir on disk.",
         epilog="Try it without any setup: mailsrv quickstart", allow_abbrev=False,
     )  # fmt: skip
@@ -44,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. What may have changed something goes into the audit trail."""
-    args = parser().parse_args(argv)
+    commands = parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        commands.print_help(sys.stderr)
+        return MISUSED
+    args = commands.parse_args(argv)
     args.by = audit.whoever_runs_this()  # before root becomes the server's user
     try:
         code, error = _run(args)

@@ -108,7 +108,8 @@ class Arrival:
     @property
     def message_id(self) -> str:
         """As the header has it, for the log; "" without one."""
-        found = _MESSAGE_ID.search(self._head)
+        header = _header_of(self._head)  # what stands in the text is somebody else's
+        found = _MESSAGE_ID.search(self._head if header is None else header)
         return found[1].decode("utf-8", "replace").strip() if found else ""
 
     def problem(self, addresses: Iterable[Address]) -> Reply | None:

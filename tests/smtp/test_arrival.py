@@ -26,6 +26,14 @@ def test_a_header_of_blanks_does_not_hold_the_loop(header):
     assert time.thread_time() - begun < 0.2  # of processor time: it was seconds
 
 
+def test_a_message_id_in_the_text_is_not_the_message_s():
+    one = arrival.Arrival(arrival.Limits(ALL, 100, 0, False), lambda chunk: None, complete=False, host="mx")
+    one._head = b"Subject: hi\r\n\r\nMessage-ID: <other@example.org>\r\n"
+    assert one.message_id == ""
+    one._head = b"Message-ID: <own@example.org>\r\n" + one._head
+    assert one.message_id == "<own@example.org>"
+
+
 def test_what_has_been_here_is_found_among_blanks():
     assert arrival._DELIVERED.findall(b"A: b\r\ndelivered-to: \t ann@example.org\r\nX: y") == [b"ann@example.org"]
     assert arrival._MESSAGE_ID.search(b"Message-Id:\r\n\t <1@x>\r\n")[1] == b"<1@x>"
