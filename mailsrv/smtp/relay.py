@@ -273,6 +273,10 @@ class Relay:
         route = attempt.route
         try:
             sock, address = dial(host.addresses, host.port, self._settings.connect_seconds, self._sources(route))
+        except StreamError as failure:
+            attempt.troubles.append(Trouble("4.4.1", f"No connection: {failure}", named))  # RFC 3463 3.5
+            return None
+        try:
             named = f"{host.name}[{address}]:{host.port}"
             client = Client(
                 Stream(sock, address), named, self._settings.helo,

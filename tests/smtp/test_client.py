@@ -345,6 +345,14 @@ def test_s16_lost_after_the_dot_is_later_and_never_sent_elsewhere_at_once(world)
     assert second.connections == []
 
 
+def test_s16_a_host_that_does_not_listen_is_later(world):
+    world.dns.add("example.org", "MX", "10 mx.example.org.")
+    world.dns.add("mx.example.org", "A", "127.0.0.77")  # nobody serves there
+    [outcome] = world.send("bo@example.org")
+    assert (outcome.disposition, outcome.code, outcome.enhanced) == (LATER, 0, "4.4.1")
+    assert outcome.text == "No connection: Connection refused"
+
+
 def test_s16_timeouts_are_those_of_the_rfc():
     limits = Timeouts()
     assert (limits.greeting, limits.command, limits.data, limits.block, limits.final) == (300, 300, 120, 180, 600)
