@@ -82,6 +82,16 @@ def test_start_status_reload_restart_stop(stopped):
     stopped.run(SCRIPT, "status", code=3)
 
 
+def test_what_keeps_it_from_starting_stands_on_a_line_of_its_own(stopped):
+    script = "import socket, time; held = socket.create_server(('0.0.0.0', 25)); time.sleep(300)"
+    stopped.shell(f'/usr/bin/python3 -c "{script}" >/dev/null 2>&1 & echo $! > /run/other')
+    stopped.shell("until ss -ltn sport = 25 | grep -q :25; do sleep 0.05; done")
+    failed = stopped.run(SCRIPT, "start", code=1)
+    assert failed.stdout.endswith(" failed!\n")
+    assert failed.stderr.startswith("mailsrv: smtp.listen: cannot listen on 0.0.0.0:25: Address already in use")
+    stopped.shell("kill $(cat /run/other); while ss -ltn sport = 25 | grep -q :25; do sleep 0.05; done")
+
+
 def test_start_twice_and_stop_twice_are_no_failures(stopped):
     stopped.run(SCRIPT, "start")
     pid = pid_of(stopped)
