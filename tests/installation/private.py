@@ -41,7 +41,7 @@ class PrivateRoot:
         self._unshare = subprocess.Popen(
             ["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--",
              "sh", "-c", _MOUNT, "sh", str(ROOT), "/usr/bin/python3", _INIT],
-            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, umask=0o022,  # whatever a test left in this process
         )  # fmt: skip
         assert self._unshare.stdout is not None
         assert self._unshare.stdout.readline() == b"ready\n", "no private root could be made (root and overlayfs?)"
@@ -82,7 +82,7 @@ class PrivateRoot:
         env |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "http", "HTTP", "SSL_"))}
         done = subprocess.run(
             self.command(*words, outside_net=outside_net), input=text, capture_output=True, text=True, env=env,
-            timeout=timeout, check=False,
+            timeout=timeout, check=False, umask=0o022,
         )  # fmt: skip
         assert done.returncode == code, f"{words}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
