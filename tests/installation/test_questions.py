@@ -107,15 +107,15 @@ def test_wrong_answers_are_refused(path, options, words):
         assert Path(path).read_text() == before
 
 
-def test_without_a_terminal_it_asks_for_options(path):
-    assert "--yes" in mailsrv("setup", "--no-start", "--config", path, code=1).stderr
-
-
 def test_who_is_not_root_is_told_before_any_question(installed: PrivateRoot):
     done = installed.run("setpriv", "--reuid", "nobody", "--clear-groups", "mailsrv", "setup", code=1)
     assert done.stderr == (
         "mailsrv: /etc/mailsrv is not yours to write: do it as root, or name another file with --config\n"
     )
+
+
+def test_without_a_terminal_it_asks_for_options(path):
+    assert "--yes" in mailsrv("setup", "--no-start", "--config", path, code=1).stderr
 
 
 def test_preflight_says_what_is_in_the_way(path):
