@@ -6,6 +6,7 @@ needs it), 6154.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from gevent.event import Event
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
 DELIMITER = "/"
+SLICE_SECONDS = 0.005  # of the loop, until others have their turn
 _SEEN_MAP = bytes(0 if octet & SEEN else 1 for octet in range(256))
 
 
@@ -129,8 +131,32 @@ def _status_line(name: str, items: tuple[str, ...], found: MailboxStatus) -> byt
 # ------------------------------------------------------------------ LIST and LSUB
 
 
+class _Pace:
+    """Gives way when some milliseconds were used: names, patterns and their lengths are the client's choice."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def step(self) -> None:
+        if time.perf_counter() - self._begun > SLICE_SECONDS:
+            time.sleep(0)
+            self._begun = time.perf_counter()
+
+
+def _matches_one(patterns: list[str], name: str, pace: _Pace) -> bool:
+    for pattern in patterns:
+        pace.step()
+        if matches(pattern, name):
+            return True
+    return False
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a name matches a pattern with `%` and `*` (RFC 3501 6.3.8). Linear in pattern times name, never more."""
+    if pattern == "*":
+        return True
+    if pattern == "%":
+        return DELIMITER not in name
     reachable = {0}  # positions in the pattern that the name read so far can stand at
     reachable = _past_wildcards(pattern, reachable)
     for char in name:
@@ -189,14 +215,16 @@ def list_mailboxes(session: Session, command: v.Command) -> None:
     subscribed: set[str] = (
         set(session.mail().subscriptions()) if wants_subscribed or "SUBSCRIBED" in command.returns else set()
     )
-    names = _lsub_names(subscribed, patterns) if command.lsub else None
+    names = _lsub_names(subscribed, patterns, _Pace()) if command.lsub else None
     if names is None:
         names = dict.fromkeys(subscribed if wants_subscribed else _with_superiors(existing), False)
-    shown = {name for name in names if any(matches(pattern, name) for pattern in patterns)}
+    pace = _Pace()
+    shown = {name for name in names if _matches_one(patterns, name, pace)}
     if any(pattern.upper() == "INBOX" for pattern in patterns) and not wants_subscribed:
         shown.add("INBOX")
     parents = {name[:position] for name in existing for position, char in enumerate(name) if char == DELIMITER}
     for name in sorted(shown, key=lambda name: (name != "INBOX", name)):
+        pace.step()
         info = existing.get(name)
         attributes = _attributes(command, name, info, parents, superior=names.get(name, False), subscribed=subscribed)
         if attributes is not None:
@@ -237,12 +265,12 @@ def _with_superiors(existing: dict[str, MailboxInfo]) -> list[str]:
     return list(names)
 
 
-def _lsub_names(subscribed: set[str], patterns: list[str]) -> dict[str, bool]:
+def _lsub_names(subscribed: set[str], patterns: list[str], pace: _Pace) -> dict[str, bool]:
     """Subscribed names; with `%` also the superiors of those it hides, marked True (RFC 3501 6.3.9)."""
     names = dict.fromkeys(subscribed, False)
     if any("%" in pattern for pattern in patterns):
         for name in subscribed:
-            if any(matches(pattern, name) for pattern in patterns):
+            if _matches_one(patterns, name, pace):
                 continue
             for position, char in enumerate(name):
                 if char == DELIMITER:

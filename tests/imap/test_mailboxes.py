@@ -3,8 +3,12 @@ becomes of a session whose mailbox is taken away.
 """
 
 import re
+import time
 
+import gevent
 import pytest
+
+from mailsrv.imap import mailboxes
 
 
 def code(lines, name):
@@ -180,6 +184,32 @@ def test_r17_rename_inbox_is_told_to_its_sessions(serving, dial):
     first.done(tag)
     second.append()
     assert b"* 1 EXISTS" in first.ok("NOOP")
+
+
+def test_list_of_many_names_gives_way():
+    """Names and patterns are the client's choice: together they may cost seconds, in which others have their turns."""
+    turns = []
+
+    def others():
+        while True:
+            turns.append(time.perf_counter())
+            time.sleep(0)
+
+    spawned = gevent.spawn(others)
+    try:
+        names = [f"{number}{'a' * 180}" for number in range(100)]
+        pace = mailboxes._Pace()
+        assert not [name for name in names if mailboxes._matches_one(["*a" * 300] * 2, name, pace)]
+    finally:
+        spawned.kill()
+    assert len(turns) > 10
+
+
+@pytest.mark.parametrize("pattern", ["*", "%", "*b*", "a%", "%/b", "*%"])
+def test_the_short_way_of_the_usual_patterns_finds_the_same(pattern):
+    for name in ("", "a", "a/b", "b/a/b", "/", "ab"):
+        slowly = re.fullmatch(pattern.replace("*", ".*").replace("%", "[^/]*"), name) is not None
+        assert mailboxes.matches(pattern, name) == slowly, name
 
 
 @pytest.mark.parametrize(
