@@ -7,6 +7,8 @@ see the same, and goes on working.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +22,11 @@ from tests.faults.context import Context
 from tests.faults.ledger import Ledger
 from tests.faults.operations import INBOX, NONE, OPERATIONS, Operation, fresh, home, make, number, spool, store
 from tests.faults.report import Result
-from tests.faults.tracing import Ended
+from tests.faults.tracing import Call, Ended
 from tests.store.conftest import incoming
 
+_QUOTED = re.compile(r'"(/[^"]*)"')
+_OF_FD = re.compile(r"\d+<(/[^>]*)>")
 FULL = ("write", "pwrite64", "openat", "rename", "renameat2", "link", "linkat", "mkdir", "fsync", "fdatasync")
 
 
@@ -88,6 +92,7 @@ class _Try:
         self.whole = self.run(None)
         assert self.whole.calls, f"{operation.name} makes no calls"
         result.counts["operations"] += 1
+        result.wrong += [f"{operation.name}: {one}" for one in _unsynced(self.whole.calls, self.place)]
 
     def run(self, inject: str | None) -> Ended:
         shutil.rmtree(self.place, ignore_errors=True)
@@ -164,6 +169,38 @@ class _Try:
         for id in (queue := spool(self.place)).ids():
             queue.check(queue.load(id), thoroughly=True)
         return wrong + ledger.close(maildirs.boxes()) + maildirs.wrong
+
+
+def _unsynced(calls: list[Call], place: Path) -> list[str]:
+    """What an operation had not synced when it was answered: a file before its name, a directory after a change of it.
+
+    What is in tmp/ is nobody's yet, and the index is made again from the files.
+    """
+    synced: set[str] = set()
+    changed: dict[str, str] = {}  # directory -> what was changed in it last
+    wrong: list[str] = []
+    for call in calls:
+        paths = [path for path in _QUOTED.findall(call.text) if path.startswith(f"{place}/") and not _passing(path)]
+        if " = -1 " in call.text:
+            continue
+        if call.name in ("fsync", "fdatasync") and (path := _OF_FD.match(call.text)):
+            synced.add(path[1])
+            changed.pop(path[1], None)
+        elif call.name.startswith(("rename", "link", "unlink")):
+            source, *_ = all_paths = _QUOTED.findall(call.text)
+            whole = "/tmp/" in source.removeprefix(str(place)) or source.endswith(".tmp")
+            if len(all_paths) > 1 and paths and whole and source not in synced:
+                wrong.append(f"{call.name} gives {paths[-1]} its name before it is synced")
+            if call.name.startswith("link"):
+                paths = paths[-1:]  # the other name stays
+            changed.update((os.path.dirname(path), path) for path in paths)
+    return wrong + [f"{directory} is not synced after {path}" for directory, path in changed.items()]
+
+
+def _passing(path: str) -> bool:
+    return (
+        "/tmp/" in path.partition("/place/")[2] or path.endswith(".tmp") or os.path.basename(path).startswith("index.")
+    )
 
 
 def _follow_rename(ledger: Ledger, operation: Operation, names: set[str], done: bool) -> list[str]:
