@@ -43,7 +43,7 @@ CAUGHT: dict[str, list[tuple[str, str | None]]] = {
     "uid-from-row-count": [("calls", "MOVE")],
     "reply-before-durable": [("calls", "queue entry")],
 }
-CYCLES = {"brief": 5, "quick": 60, "long": 500}
+CYCLES = {"brief": 5, "quick": 40, "long": 500}
 
 
 def main(words: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     extent.add_argument("--quick", action="store_true", help="some minutes")
     extent.add_argument("--brief", action="store_true", help="under a minute, as within the tests")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one; may be repeated")
-    parser.add_argument("--cycles", type=int, help="kills of the whole server (5, 60 or 500)")
+    parser.add_argument("--cycles", type=int, help="kills of the whole server (5, 40 or 500)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same load and the same moments")
     parser.add_argument("--back-seconds", type=float, default=5.0, help="how soon a server must be back")
     parser.add_argument("--broken", choices=[*CAUGHT, "all"], help="run a build that is broken on purpose; 0 if caught")

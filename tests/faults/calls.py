@@ -55,7 +55,7 @@ def errors(context: Context) -> Result:
             if error == "EIO" or ((call.name == "openat") == (error == "EMFILE") and call.name in FULL)
             or (error in ("ENOSPC", "EDQUOT") and call.name == "openat" and call.changes)
         ]  # fmt: skip
-        stride = context.of(25, 2, 1)
+        stride = context.of(25, 3, 1)
         for call, error in wanted[try_.number % stride :: stride]:
             ended = try_.run(f"{call.name}:error={error}:when={call.number}")
             result.counts[f"{error}"] += 1
