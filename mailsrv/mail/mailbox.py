@@ -51,6 +51,7 @@ from mailsrv.values import (
 
 P = ParamSpec("P")
 T = TypeVar("T")
+A = TypeVar("A")
 
 THREADS_PER_ACCOUNT = 4  # of the pool's: one account's bulk work cannot hold up the others
 KEPT_ACCOUNTS = 1000
@@ -407,7 +408,7 @@ class AccountMail:
         self._owner, self.account, self.store = owner, account, store
         self._threads = BoundedSemaphore(THREADS_PER_ACCOUNT)
         self._inbox: MailboxInfo | None = None
-        self._deliveries = Deliveries(lambda *batch: self._run_delivery(store.append_all, *batch))
+        self._deliveries = Deliveries(lambda number, lot: self._deliver_to(store.append_all, number, lot))
 
     def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._threads, self._owner.looking:
@@ -425,6 +426,14 @@ class AccountMail:
                 return offload(fn, *args, **kwargs)
         except MailboxNotFound:
             self._inbox = None  # somebody replaced it on disk: the sender's next attempt finds the new one
+            raise
+
+    def _deliver_to(self, fn: Callable[[int, A], T], number: int, what: A) -> T:
+        """Into a mailbox. What fails at the very end was committed and taken back: who saw it meanwhile looks again."""
+        try:
+            return self._run_delivery(fn, number, what)
+        except TemporaryFailure:
+            self._owner.registry.publish(MailboxId(self.account.id, number))
             raise
 
     def run_long(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -488,7 +497,7 @@ class AccountMail:
         arrival = Arrival(
             message, b"", flags, keywords, internal_date, self.account.quota_bytes, self._claims(number)
         )  # fmt: skip
-        appended = self._run_delivery(self.store.append, number, arrival)
+        appended = self._deliver_to(self.store.append, number, arrival)
         self._owner.announce(appended, accepted_at)
         return appended
 
@@ -524,7 +533,7 @@ class AccountMail:
 
     def place(self, number: int, staged: Staged) -> Appended:
         staged.claim_recent = self._claims(number)
-        return self._run_delivery(self.store.place, number, staged)
+        return self._deliver_to(self.store.place, number, staged)
 
     def deliver(self, number: int, message: Incoming, *, prefix: bytes, flags: int = 0) -> Appended:
         """Durable when this returns, not announced yet. Small messages that arrive meanwhile go together."""
@@ -532,7 +541,7 @@ class AccountMail:
             message, prefix, flags, quota_bytes=self.account.quota_bytes, claim_recent=self._claims(number)
         )
         if message.text() is None:  # in a file of its own already: nothing is won, and others would wait for it
-            return self._run_delivery(self.store.append, number, arrival)
+            return self._deliver_to(self.store.append, number, arrival)
         return self._deliveries.deliver(number, arrival)
 
 

@@ -1,13 +1,17 @@
 """The shared state of an open mailbox: whatever was committed, by whom and how, every reader is told it once."""
 
 import random
+import time
 
 import gevent
 import pytest
 from gevent.event import Event
+from gevent.monkey import get_original
 
+from mailsrv.errors import TemporaryFailure
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
+from mailsrv.store import files
 from mailsrv.store.account import Arrival
 from mailsrv.store.files import Incoming
 from mailsrv.values import DELETED, FLAGGED, SEEN, Account, AccountId, Address, FlagOp
@@ -244,3 +248,57 @@ def test_inbox_replaced_on_disk_is_found_again(process, account):
         except MailboxNotFound:
             continue
     assert uid == 1 and other.store.status(other.inbox().id.number).messages == 1
+
+
+class _NativeFlag:
+    """Set on the hub, waited for in a thread of the pool, or the other way round."""
+
+    def __init__(self):
+        self._set = False
+
+    def set(self):
+        self._set = True
+
+    def is_set(self):
+        return self._set
+
+    def wait(self, seconds):
+        end = time.monotonic() + seconds
+        while not self._set and time.monotonic() < end:
+            get_original("time", "sleep")(0.005)
+        return self._set
+
+
+def test_s26_a_delivery_that_is_taken_back_is_taken_back_from_who_saw_it(process, account):
+    """Its directory cannot be synced. The row was committed by then, and another session looked just between."""
+    mailboxes = process()
+    deliver(mailboxes, account)
+    mailbox = mailboxes.open(account, "INBOX")
+    reader, wake = Reader(mailbox), Event()
+    subscription = mailbox.subscribe(wake)
+    committed, seen = (_NativeFlag() for _ in range(2))
+
+    def broken(step, path):
+        if step == "fsync" and path.endswith("/new"):
+            committed.set()
+            assert seen.wait(20)
+            raise OSError(5, "Input/output error")
+
+    files.on_step(broken)
+    try:
+        delivery = gevent.spawn(deliver, mailboxes, account)
+        while not committed.is_set():
+            gevent.sleep(0.005)
+        mailbox.mark_stale()
+        reader.catch_up()
+        assert sorted(reader.flags) == [1, 2]
+        wake.clear()
+        seen.set()
+        with pytest.raises(TemporaryFailure):
+            delivery.get()
+    finally:
+        files.on_step(None)
+    assert wake.is_set()
+    reader.catch_up()
+    assert sorted(reader.flags) == [1]
+    subscription.close()
