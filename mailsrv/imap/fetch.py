@@ -162,7 +162,7 @@ def _flags_only(session: Session, view: View, uids: list[int], names: list[str])
                     continue
                 texts = [_flags(view, message) if name == "FLAGS" else b"UID %d" % message.uid for name in names]
                 lines.append(b"* %d FETCH (%b)\r\n" % (message.seq, b" ".join(texts)))
-        session.stream.write(b"".join(lines))
+        session.stream.write(view.new_keywords() + b"".join(lines))
         if start + FLAGS_PER_WRITE < len(uids):
             time.sleep(0)
     return missing
@@ -250,7 +250,8 @@ def _from_index(
                 if seq and position >= 0:
                     messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
             missing |= len(messages) < len(rows)
-            session.stream.write((_responses if seen else _plain_responses)(view, messages, encoders, seen))
+            responses = (_responses if seen else _plain_responses)(view, messages, encoders, seen)
+            session.stream.write(view.new_keywords() + responses)
     return missing
 
 
@@ -306,6 +307,8 @@ def _from_text(
             if len(text) > LARGE_TEXT and _needs_parsing(items):
                 mailbox.offload(message.part)
             messages.append(message)
+        if keywords := view.new_keywords():
+            session.stream.queue(keywords)
         session.stream.write(_responses(view, messages, encoders, seen))
     return missing
 

@@ -130,6 +130,15 @@ class View:
             return b"* %d FETCH (UID %d FLAGS (%b))\r\n" % (seq, uid, flags)
         return b"* %d FETCH (FLAGS (%b))\r\n" % (seq, flags)
 
+    def new_keywords(self) -> bytes:
+        """The flags of the mailbox if it has keywords that the client was not told of: they go before a FETCH response
+        that may have them (R30).
+        """
+        if self.keyword_names == self.mailbox.keyword_names:
+            return b""
+        self.keyword_names = self.mailbox.keyword_names
+        return flags_response(self.keyword_names)
+
     def tell(self, *, expunges: bool, told: set[int] | None = None) -> list[bytes]:
         """The lines that bring the client up to date: EXPUNGE, EXISTS, FLAGS, FETCH. `told` collects UIDs whose
         flags went out.
@@ -156,9 +165,8 @@ class View:
         if not self.pending:
             # Whatever was told, the client now knows exactly what the mailbox holds.
             self.uids, self.count = mailbox.uids, len(mailbox.uids)
-        if self.keyword_names != mailbox.keyword_names:
-            self.keyword_names = mailbox.keyword_names
-            lines.append(flags_response(self.keyword_names))
+        if keywords := self.new_keywords():
+            lines.append(keywords)
         for uid in changes.changed:
             position = mailbox.position(uid)
             seq = self.seq(uid)

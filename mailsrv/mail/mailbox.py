@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
@@ -61,6 +61,7 @@ LOG_LENGTH = 4096
 NOTICED = 16  # of the messages of one look
 LOOKS_AT_ONCE, WORKS_AT_ONCE = 3, 1
 FEW = 20  # messages
+EVERY = ""  # stands for any name in a mailbox's directories
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,24 @@ class Changes:
     changed: list[int]
     vanished: list[int]
     modseq: int
+
+
+class Hearing(Protocol):
+    """Who hears of what other programs do in the directories of open mailboxes."""
+
+    def heard(self, mailbox: MailboxId) -> dict[str, int]:
+        """Names that came or went and were not looked at yet, each with a number; EVERY if it is not known which."""
+
+    def looked_at(self, mailbox: MailboxId, names: dict[str, int]) -> None:
+        """These were looked at."""
+
+
+class Deaf:
+    def heard(self, mailbox: MailboxId) -> dict[str, int]:
+        return {}
+
+    def looked_at(self, mailbox: MailboxId, names: dict[str, int]) -> None:
+        pass
 
 
 class Mailbox:
@@ -329,14 +348,44 @@ class Mailbox:
                 self._owner.registry.publish(mailbox)
             raise
 
+    @contextmanager
+    def looked_at(self) -> Iterator[Callable[[], None]]:
+        """A look at what other programs did in the directory, for a thread; announced at the end if it found something.
+
+        What follows from a message's flags is asked of the files, not of what the index remembers of them.
+        """
+        hearing, registry = self._owner.hearing, self._owner.registry
+        heard = hearing.heard(self.id)
+        found: list[bool] = []
+
+        def look() -> None:
+            store = self._account.store
+            found.append(store.reconcile(self.id.number, full=EVERY in heard, heard=heard))
+
+        try:
+            yield look
+        finally:
+            if found:  # it was made, and did not fail
+                hearing.looked_at(self.id, heard)
+            if True in found:
+                registry.publish(self.id)
+
+    def _change(self, uids: Sequence[int] | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A change of messages, after a look, in one task."""
+        with self.looked_at() as look:
+
+            def looked_first() -> T:
+                look()
+                return act(*args, **kwargs)
+
+            return self._account.run_for(uids, looked_first)
+
     def store_flags(
         self, uids: Sequence[int], op: FlagOp, flags: int, keywords: Sequence[str], unchanged_since: int | None = None
     ) -> Stored:
         store = self._account.store
         with self._announced_anyway(self.id):
-            result = self._account.run_for(
-                uids, store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since
-            )
+            result = self._change(uids, store.store_flags, self.id.number, uids, op, flags, keywords, unchanged_since)
         if result.changed:
             self._owner.registry.publish(self.id)
         return result
@@ -347,7 +396,7 @@ class Mailbox:
         to = account.run(account.store.mailbox, target)
         quota = account.account.quota_bytes
         with self._announced_anyway(to.id):
-            result = account.run_for(uids, account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
+            result = self._change(uids, account.store.copy, self.id.number, uids, to.id.number, quota, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
         return result
@@ -356,7 +405,7 @@ class Mailbox:
         account = self._account
         to = account.run(account.store.mailbox, target)
         with self._announced_anyway(to.id, self.id):
-            result = account.run_for(uids, account.store.move, self.id.number, uids, to.id.number, whole=whole)
+            result = self._change(uids, account.store.move, self.id.number, uids, to.id.number, whole=whole)
         if result.target_uids:
             self._owner.registry.publish(to.id)
             self._owner.registry.publish(self.id)
@@ -364,7 +413,7 @@ class Mailbox:
 
     def expunge(self, uids: Sequence[int] | None = None) -> list[int]:
         with self._announced_anyway(self.id):
-            gone = self._account.run_for(uids, self._account.store.expunge, self.id.number, uids)
+            gone = self._change(uids, self._account.store.expunge, self.id.number, uids)
         if gone:
             self._owner.registry.publish(self.id)
         return gone
@@ -553,6 +602,7 @@ class Mailboxes:
         on_open: Callable[[Mailbox, str], None] | None = None, on_close: Callable[[Mailbox], None] | None = None,
     ) -> None:  # fmt: skip
         self.registry = registry
+        self.hearing: Hearing = Deaf()  # until somebody watches the directories
         self.delivering = Gate(writers_at_once)
         self.looking = Gate(lambda: LOOKS_AT_ONCE)
         self.working = Gate(lambda: WORKS_AT_ONCE)
@@ -645,8 +695,9 @@ class Mailboxes:
 
     def reconcile(self, state: Mailbox) -> None:
         """Another program may have changed the mailbox: look, and announce what is found."""
-        if not state.gone and state._account.run_long(state._account.store.reconcile, state.id.number):
-            self.registry.publish(state.id)
+        if not state.gone:
+            with state.looked_at() as look:
+                state._account.run_long(look)
 
     def announce(self, appended: Appended, accepted_at: float) -> None:
         """A message was committed: remember its hops if somebody watches, and publish."""

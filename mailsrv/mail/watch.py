@@ -1,10 +1,11 @@
 """Hears of other programs' changes in open mailboxes, by inotify, and has them looked at.
 
 One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own deliveries are known by their
-names; other changes of ours cause a look that is two `stat` calls, since a change of ours records the mtimes it
-leaves. Looks are merged: the first event of a mailbox is looked at at once, further ones while that look is under way
-cause one more. Where inotify is not to be had (its limits are per user and may be used up) the mailboxes are looked at
-every few seconds instead.
+names; other changes of ours cause a look that is two `stat` calls and one for each name, since a change of ours records
+the mtimes it leaves. The names are needed because another program's change that falls into one of ours leaves an mtime
+that is taken for ours. Looks are merged: the first event of a mailbox is looked at at once, further ones while that
+look is under way cause one more. Where inotify is not to be had (its limits are per user and may be used up) the
+mailboxes are looked at every few seconds instead.
 
 Imports: mail.mailbox, log, gevent.    inotify(7).
 """
@@ -21,10 +22,11 @@ from gevent.hub import get_hub
 
 from mailsrv import log
 from mailsrv.errors import MailError
-from mailsrv.mail.mailbox import Mailbox, Mailboxes
+from mailsrv.mail.mailbox import EVERY, Mailbox, Mailboxes
 from mailsrv.store.files import placed
 from mailsrv.values import MailboxId
 
+MOST_HEARD = 50_000  # names of a mailbox: beyond them it is compared as a whole
 _CREATE, _DELETE, _MOVED_FROM, _MOVED_TO = 0x100, 0x200, 0x40, 0x80
 _MASK = _CREATE | _DELETE | _MOVED_FROM | _MOVED_TO | 0x01000000  # IN_ONLYDIR
 _OVERFLOW, _IGNORED = 0x4000, 0x8000
@@ -41,15 +43,18 @@ class Watch:
         self._fd = -1
         self._reader: object = None
         self._poller: gevent.Greenlet | None = None
-        self._by_watch: dict[int, MailboxId] = {}
+        self._by_watch: dict[int, tuple[MailboxId, str]] = {}
         self._watches: dict[MailboxId, list[int]] = {}
         self._unwatched: set[MailboxId] = set()
         self._states: dict[MailboxId, Mailbox] = {}
+        self._heard: dict[MailboxId, dict[str, int]] = {}  # names that came or went, and which event told it
+        self._events = 0
         self._looking: dict[MailboxId, bool] = {}  # a look is under way; True: look again
         self._since: dict[MailboxId, float] = {}  # when the change was heard of that is being looked at
 
     def start(self, mailboxes: Mailboxes) -> None:
         self._mailboxes = mailboxes
+        mailboxes.hearing = self
         self._fd = self._libc.inotify_init1(_NONBLOCK_CLOEXEC)
         if self._fd < 0:
             log.warning("no inotify: open mailboxes are polled", error=os.strerror(ctypes.get_errno()))
@@ -81,22 +86,43 @@ class Watch:
                 self._unwatched.add(state.id)
             else:
                 watches.append(number)
-                self._by_watch[number] = state.id
+                self._by_watch[number] = (state.id, sub)
         self._watches[state.id] = watches
 
     def closed(self, state: Mailbox) -> None:
         self._states.pop(state.id, None)
         self._unwatched.discard(state.id)
+        self._heard.pop(state.id, None)
         for number in self._watches.pop(state.id, ()):
             if self._by_watch.pop(number, None) is not None:
                 self._libc.inotify_rm_watch(self._fd, number)
 
-    def _readable(self) -> None:
-        """Runs in the hub: reads what is there and spawns looks; never waits."""
+    def heard(self, mailbox: MailboxId) -> dict[str, int]:
+        """Names that came or went in an open mailbox and were not looked at yet, each with a number that grows; EVERY
+        stands for names that were not kept.
+        """
+        while self._fd >= 0 and self._readable():
+            pass
+        return dict(self._heard.get(mailbox, ()))
+
+    def looked_at(self, mailbox: MailboxId, names: dict[str, int]) -> None:
+        """Who heard of these names has compared them; those that came or went again meanwhile are kept."""
+        kept = self._heard.get(mailbox, {})
+        for name, number in names.items():
+            if kept.get(name) == number:
+                del kept[name]
+
+    def _hear(self, mailbox: MailboxId, name: str) -> None:
+        names = self._heard.setdefault(mailbox, {})
+        self._events += 1
+        names[name if len(names) < MOST_HEARD else EVERY] = self._events
+
+    def _readable(self) -> bool:
+        """Runs in the hub: reads what is there and spawns looks; never waits. Whether there may be more."""
         try:
             data = os.read(self._fd, 65536)
         except OSError:
-            return
+            return False
         touched: dict[MailboxId, None] = {}
         offset = 0
         while offset + _EVENT.size <= len(data):
@@ -106,13 +132,18 @@ class Watch:
             if mask & _MOVED_TO and placed.take(os.fsdecode(name)):
                 continue  # our own delivery, known already
             if mask & _OVERFLOW:
-                touched.update(dict.fromkeys(self._states))
+                for mailbox in self._states:
+                    self._hear(mailbox, EVERY)
+                    touched[mailbox] = None
             elif mask & _IGNORED:
                 self._by_watch.pop(number, None)
-            elif (mailbox := self._by_watch.get(number)) is not None:
+            elif (watched := self._by_watch.get(number)) is not None:
+                mailbox, sub = watched
+                self._hear(mailbox, f"{sub}/{os.fsdecode(name)}")
                 touched[mailbox] = None
         for mailbox in touched:
             self._look_soon(mailbox)
+        return True
 
     def _look_soon(self, mailbox: MailboxId) -> None:
         if mailbox in self._looking:

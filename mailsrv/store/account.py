@@ -14,7 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mailsrv import log
 from mailsrv.errors import MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
@@ -41,6 +41,8 @@ from mailsrv.values import (
 __all__ = ["DEFAULT_MAILBOXES", "AccountStore", "Arrival", "Incoming", "Prepare", "Staged"]
 
 SWEEP_SECONDS = 36 * 3600
+MOST_CHASES = 5  # of a file that is renamed meanwhile
+NEWER_THAN_ANY = 2**63 - 1
 
 
 class AccountStore(Arrivals):
@@ -149,26 +151,31 @@ class AccountStore(Arrivals):
             gone = [uid for uid in uids if uid not in present]
             modified = []
             renamer = _Renamer(self, record)
+            limit = (1 << len(record.keywords)) - 1
+
+            def changed(old: int, keywords: int) -> tuple[int, int]:
+                if op is FlagOp.ADD:
+                    return old | flags, (keywords | bits) & limit
+                if op is FlagOp.REMOVE:
+                    return old & ~flags, keywords & ~bits & limit
+                return flags, bits
+
             changes: list[FlagChange] = []
             previous: list[int] = []
             for message in messages:
                 if unchanged_since is not None and message.modseq > unchanged_since:
                     modified.append(message.uid)
                     continue
-                if op is FlagOp.ADD:
-                    new = (message.flags | flags, message.keywords | bits)
-                elif op is FlagOp.REMOVE:
-                    new = (message.flags & ~flags, message.keywords & ~bits)
-                else:
-                    new = (flags, bits)
-                if new == (message.flags, message.keywords):
+                if changed(message.flags, message.keywords) == (message.flags, message.keywords):
                     continue
-                letters = renamer.rename(message, *new)
-                if letters is None:
+                renamed = renamer.rename(message, changed)
+                if renamed is None:
                     gone.append(message.uid)
                     continue
-                changes.append(FlagChange(message.uid, 0, *new, letters))
-                previous.append(message.modseq)
+                new = (renamed.flags, renamed.keywords)
+                changes.append(FlagChange(message.uid, 0, *new, renamed.letters))
+                # Another program's change that comes to light with ours is news to every client (R29).
+                previous.append(message.modseq if renamed.as_known else NEWER_THAN_ANY)
                 record.unseen += bool(message.flags & SEEN) - bool(new[0] & SEEN)
                 record.deleted += bool(new[0] & DELETED) - bool(message.flags & DELETED)
             if changes:
@@ -510,6 +517,15 @@ class AccountStore(Arrivals):
         return removed
 
 
+class _Renamed(NamedTuple):
+    """What a file's name says now; `as_known`: nobody else had changed it."""
+
+    flags: int
+    keywords: int
+    letters: str
+    as_known: bool
+
+
 class _Renamer:
     """Finds and renames message files of one mailbox, listing the directory at most once for those that moved."""
 
@@ -529,8 +545,8 @@ class _Renamer:
             return path
         return self._listed(message.base)
 
-    def _listed(self, base: str) -> str | None:
-        if self._listing is None:
+    def _listed(self, base: str, *, again: bool = False) -> str | None:
+        if self._listing is None or again:
             self._listing = {
                 name.partition(":")[0]: f"{self._folder}/{sub}/{name}"
                 for sub in ("new", "cur")
@@ -540,26 +556,29 @@ class _Renamer:
         self._opens["missing" if found is None else "scan"] += 1
         return found
 
-    def rename(self, message: MessageRecord, flags: int, keywords: int) -> str | None:
-        """Give the file its new flags, in cur/; the foreign letters it keeps, or None if it is gone."""
+    def rename(self, message: MessageRecord, changed: Callable[[int, int], tuple[int, int]]) -> _Renamed | None:
+        """Give the file its new flags, in cur/: those that `changed` makes of the flags and keywords in its name. None
+        if it is gone.
+        """
         in_new = bool(message.in_new)
-        source = (
-            f"{self._folder}/{names.path_of(message.base, message.flags, message.keywords, message.letters, in_new)}"
-        )
-        letters = message.letters
-        target = f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, False)}"
+        flags, keywords, letters = message.flags, message.keywords, message.letters
+        source = f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, in_new)}"
         self.touched.add(f"{self._folder}/cur")
         if in_new:
             self.touched.add(f"{self._folder}/new")
-        try:
-            files.rename(source, target)
-        except FileNotFoundError:
-            found = self._listed(message.base)
-            if found is None:
-                return None
-            letters = names.parse(os.path.basename(found)).letters
-            files.rename(found, f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, False)}")
-        return letters
+        for attempt in range(MOST_CHASES):
+            new = changed(flags, keywords)
+            try:
+                files.rename(source, f"{self._folder}/{names.path_of(message.base, *new, letters, False)}")
+                return _Renamed(*new, letters, attempt == 0)
+            except FileNotFoundError:
+                # Another program was quicker: what it made of the flags stays, but for what we were asked to change.
+                found = self._listed(message.base, again=attempt > 0)
+                if found is None:
+                    return None
+                source = found
+                _, flags, keywords, letters = names.parse(os.path.basename(found))
+        raise TemporaryFailure("A message is renamed by another program all the time")
 
 
 class _KeywordMap(dict[int, int]):

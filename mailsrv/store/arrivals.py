@@ -11,7 +11,7 @@ Imports: store.*, errors, values.    RFC 3501 2.3.1.1, 6.3.11.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from gevent.monkey import get_original
@@ -256,17 +256,22 @@ class Arrivals(Folders):
 
     # -------------------------------------------------------------- what other programs brought, changed or took
 
-    def reconcile(self, number: int, *, full: bool = False) -> bool:
-        """Compare with the directory if its mtimes moved (`full`: in any case); True if something was committed."""
+    def reconcile(self, number: int, *, full: bool = False, heard: Collection[str] = ()) -> bool:
+        """Compare with the directory if its mtimes moved (`full`: in any case); True if something was committed.
+
+        Another program's change may fall between two looks at an mtime around a change of ours, and be taken for ours.
+        `heard`: names (`cur/…`, `new/…`) that came or went there; they are held against the index too.
+        """
         changed = False
         if not full:
             with self._reading() as index:
-                if self._is_current(self._record_read(index, number)):
+                record = self._record_read(index, number)
+                if self._is_current(record) and self._agree(index, record, heard):
                     return False
         while True:
             with self._writing() as index:
                 record = self._record(index, number)
-                if not full and self._is_current(record):
+                if not full and self._is_current(record) and self._agree(index, record, heard):
                     return changed
                 outcome = reconcile(self, index, record, BOOT)
             changed |= outcome.changed
@@ -276,7 +281,7 @@ class Arrivals(Folders):
             while left:
                 with self._writing() as index:
                     left = adopt(self, index, self._record(index, number), left)
-            full = False
+            full, heard = False, ()
 
     def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:
         reconcile(self, index, record, BOOT)
@@ -290,6 +295,22 @@ class Arrivals(Folders):
 
     def _is_current(self, record: MailboxRecord) -> bool:
         return record.boot == BOOT and self._mtimes(record) == (record.cur_mtime, record.new_mtime)
+
+    def _agree(self, index: SqliteIndex, record: MailboxRecord, heard: Collection[str]) -> bool:
+        """Whether what came and went under these names is what the index has: each file it knows by such a name is
+        there, and no other.
+        """
+        if not heard:
+            return True
+        bases = {name.partition("/")[2].partition(":")[0] for name in heard}
+        uids = [tag[1] for base in bases if (tag := names.tag(base)) and tag[0] == record.uidvalidity]
+        known = {
+            names.path_of(one.base, one.flags, one.keywords, one.letters, bool(one.in_new))
+            for one in index.records(record.number, sorted(set(uids)))
+            if one.base in bases
+        }
+        folder = self.folder(record.directory)
+        return all(os.path.lexists(f"{folder}/{path}") is (path in known) for path in known.union(heard))
 
     # -------------------------------------------------------------- what arriving shares with changing
 

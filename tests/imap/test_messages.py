@@ -338,6 +338,18 @@ def test_r30_new_keyword_is_told_as_a_flag_of_the_mailbox(serving, dial):
     assert told not in first.ok("STORE 1 +FLAGS (WORK \\Seen)")
 
 
+def test_r30_a_new_keyword_is_told_before_a_fetch_has_it(serving, dial):
+    one, other = (dial(serving, "ann", select="INBOX") for _ in range(2))
+    one.append(TEXT)
+    other.ok("NOOP")
+    for number, items in enumerate(("FLAGS", "(FLAGS RFC822.SIZE)", "(FLAGS BODY.PEEK[TEXT])")):
+        one.ok(f"STORE 1 FLAGS (new{number})")
+        lines = other.ok(f"FETCH 1 {items}")
+        assert lines[0].startswith(b"* FLAGS (") and b"new%d" % number in lines[0], lines
+        assert b"new%d" % number in lines[1]
+        assert not any(line.startswith(b"* FLAGS") for line in lines[1:])
+
+
 def test_r30_no_star_when_no_keyword_can_be_made(serving, dial):
     client = dial(serving, "ann", select="INBOX")
     client.append()

@@ -1,17 +1,20 @@
 """Other programs' changes in open mailboxes are heard of and looked at; our own are not, and a closed one is left."""
 
 import os
+from pathlib import Path
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from mailsrv.errors import TemporaryFailure
 from mailsrv.mail import watch as module
-from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.mailbox import EVERY, Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.watch import Watch
+from mailsrv.store.account import AccountStore
 from mailsrv.store.files import Incoming, placed
-from mailsrv.values import Account, AccountId, Address
+from mailsrv.values import ANSWERED, DELETED, FLAGGED, SEEN, Account, AccountId, Address, FlagOp
 from mailsrv.wire import mime
 
 
@@ -117,6 +120,87 @@ def test_r08_a_removed_and_a_renamed_file_are_found(start, account):
     until(lambda: state.refresh() or list(state.flags) != [0])
     os.unlink(flagged)
     until(lambda: count(state) == 0)
+    state.close()
+
+
+@pytest.mark.parametrize("act", ["drop", "rename", "remove"])
+def test_b14_a_change_that_falls_into_one_of_ours_is_heard_of(start, account, monkeypatch, act):
+    """Between our two looks at the directory's mtime it leaves an mtime that is taken for ours."""
+    mailboxes = start(Watch())
+    state = mailboxes.open(account, "INBOX")
+    for word in ("one", "two"):
+        deliver(mailboxes, account, word)
+    state.store_flags([1, 2], FlagOp.ADD, SEEN, ())
+    [other] = [path for path in Path(f"{folder(account)}/cur").iterdir() if "-2:" in path.name]
+    real = AccountStore._next_modseq
+
+    def meanwhile(self, record):
+        monkeypatch.setattr(AccountStore, "_next_modseq", real)
+        if act == "drop":
+            drop(account, "three", "cur")
+        elif act == "rename":
+            other.rename(f"{other}F")
+        else:
+            other.unlink()
+        return real(self, record)
+
+    monkeypatch.setattr(AccountStore, "_next_modseq", meanwhile)
+    state.store_flags([1], FlagOp.ADD, ANSWERED, ())
+    expected = {"drop": {1: ANSWERED | SEEN, 2: SEEN, 3: 0}, "rename": {1: ANSWERED | SEEN, 2: FLAGGED | SEEN}}
+    until(lambda: shown(state) == expected.get(act, {1: ANSWERED | SEEN}))
+    state.close()
+
+
+def shown(state):
+    state.refresh()
+    return dict(zip(state.uids, state.flags, strict=True))
+
+
+def test_a_look_under_way_does_not_hide_a_change_from_the_next_one(start, account, monkeypatch):
+    """Names are kept until they were compared: who asks meanwhile compares them too."""
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    drop(account, "one")
+    with state.looked_at():
+        drop(account, "two")
+        names = [name for name in watch.heard(state.id) if name.endswith(".elsewhere")]
+        assert len(names) == 2
+        mailboxes.reconcile(state)
+    assert count(state) == 2
+    until(lambda: watch.heard(state.id) == {})
+    state.close()
+
+
+def test_more_names_than_are_kept_have_the_whole_mailbox_compared(start, account, monkeypatch):
+    monkeypatch.setattr(module, "MOST_HEARD", 3)
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    for number in range(10):
+        drop(account, f"m{number}")
+    assert EVERY in watch.heard(state.id) and len(watch.heard(state.id)) <= 4
+    mailboxes.reconcile(state)
+    assert count(state) == 10
+    until(lambda: watch.heard(state.id) == {})
+    state.close()
+
+
+def test_b14_what_others_did_to_flags_counts_before_ours_does(start, account):
+    """EXPUNGE, COPY and STORE act on what the files say, not on what the index remembers, and announce it."""
+    mailboxes = start(Watch())
+    state = mailboxes.open(account, "INBOX")
+    woken = Event()
+    subscription = state.subscribe(woken)
+    deliver(mailboxes, account, "one")
+    state.store_flags([1], FlagOp.ADD, DELETED, ())
+    state.refresh()
+    [path] = Path(f"{folder(account)}/cur").iterdir()
+    path.rename(f"{str(path).rpartition(':')[0]}:2,F")
+    woken.clear()
+    assert state.expunge() == [] and woken.is_set()
+    assert shown(state) == {1: FLAGGED}
+    subscription.close()
     state.close()
 
 

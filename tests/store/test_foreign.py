@@ -75,6 +75,29 @@ def test_b14_flags_renamed_by_another_program(store):
     assert [change.uid for change in store.changes(INBOX, before).changed] == [1]
 
 
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [(FlagOp.ADD, FLAGGED | ANSWERED | SEEN), (FlagOp.REMOVE, FLAGGED | ANSWERED), (FlagOp.REPLACE, SEEN)],
+)
+def test_b14_a_store_changes_what_the_name_says_by_now(store, op, expected):
+    """Another program renamed the file and nobody has looked since: its flags stay, but for those that are changed."""
+    add(store, flags=SEEN)
+    add(store, flags=0 if op is FlagOp.ADD else SEEN, word="two")
+    folder = Path(store.maildir)
+    before = store.snapshot(INBOX)
+    (path,) = on_disk(folder)[2]
+    (folder / path).rename(folder / "cur" / f"{Path(path).name.partition(':')[0]}:2,FR{'S' * (op is not FlagOp.ADD)}")
+    keywords = ("Work",) if op is FlagOp.REPLACE else ()  # without one nothing would be changed
+    stored = store.store_flags(INBOX, [2], op, SEEN, keywords)
+    assert stored.changed == [2]
+    assert stored.previous[0] > stored.modseq, "what others changed is told even where our own change is not (R29)"
+    snapshot = store.snapshot(INBOX)
+    assert snapshot.flags[1] == expected and snapshot.highest_modseq > before.highest_modseq
+    (path,) = on_disk(folder)[2]
+    assert names.parse(Path(path).name).flags == expected
+    assert store.status(INBOX).unseen == (not expected & SEEN)
+
+
 def test_b14_letters_of_others_are_kept(store):
     add(store)
     folder = Path(store.maildir)
