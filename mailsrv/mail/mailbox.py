@@ -350,25 +350,22 @@ class Mailbox:
 
     @contextmanager
     def looked_at(self) -> Iterator[Callable[[], None]]:
-        """A look at what other programs did in the directory, for a thread; announced at the end if it found something.
+        """A look at what other programs did in the directory, for a thread.
 
         What follows from a message's flags is asked of the files, not of what the index remembers of them.
         """
-        hearing, registry = self._owner.hearing, self._owner.registry
+        hearing = self._owner.hearing
         heard = hearing.heard(self.id)
-        found: list[bool] = []
+        looks: list[bool] = []
 
         def look() -> None:
-            store = self._account.store
-            found.append(store.reconcile(self.id.number, full=EVERY in heard, heard=heard))
+            looks.append(self._account.store.reconcile(self.id.number, full=EVERY in heard, heard=heard))
 
         try:
             yield look
         finally:
-            if found:  # it was made, and did not fail
+            if looks:  # it did not fail
                 hearing.looked_at(self.id, heard)
-            if True in found:
-                registry.publish(self.id)
 
     def _change(self, uids: Sequence[int] | None, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A change of messages, after a look, in one task."""
@@ -460,7 +457,7 @@ class AccountMail:
         self._deliveries = Deliveries(lambda number, lot: self._deliver_to(store.append_all, number, lot))
 
     def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._threads, self._owner.looking:
+        with self._threads, self._owner.looking, self._announcing():
             return offload(fn, *args, **kwargs)
 
     def run_for(self, uids: Sequence[int] | None, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -471,7 +468,7 @@ class AccountMail:
 
     def _run_delivery(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with self._threads, self._owner.delivering:
+            with self._threads, self._owner.delivering, self._announcing():
                 return offload(fn, *args, **kwargs)
         except MailboxNotFound:
             self._inbox = None  # somebody replaced it on disk: the sender's next attempt finds the new one
@@ -487,8 +484,18 @@ class AccountMail:
 
     def run_long(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for work whose length depends on the mailbox: it waits behind other such work."""
-        with self._threads, self._owner.working:
+        with self._threads, self._owner.working, self._announcing():
             return offload(fn, *args, **kwargs)
+
+    @contextmanager
+    def _announcing(self) -> Iterator[None]:
+        """Whoever looks at a mailbox, if only for STATUS, may be who finds what another program did there."""
+        try:
+            yield
+        finally:
+            found = self.store.found
+            while found:
+                self._owner.registry.publish(MailboxId(self.account.id, found.pop()))
 
     def _claims(self, number: int) -> bool:
         """Whether a session of this process is about to be told of what arrives there."""
@@ -647,9 +654,7 @@ class Mailboxes:
         info = mail.find(name)
         state: Mailbox | None = self._open.get(info.id) or self._closed.get(info.id)
         if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
-            # Another program may have changed the directory since.
-            if mail.run_long(mail.store.refreshed, info.id.number):
-                self.registry.publish(info.id)
+            mail.run_long(mail.store.refreshed, info.id.number)  # another program may have changed the directory since
             state.mark_stale()
             state.refresh()
         else:
@@ -694,7 +699,7 @@ class Mailboxes:
         return self._open.get(mailbox)
 
     def reconcile(self, state: Mailbox) -> None:
-        """Another program may have changed the mailbox: look, and announce what is found."""
+        """Another program may have changed the mailbox: look; what is found is announced."""
         if not state.gone:
             with state.looked_at() as look:
                 state._account.run_long(look)

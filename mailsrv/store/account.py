@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from mailsrv import log
@@ -180,14 +181,16 @@ class AccountStore(Arrivals):
                 record.deleted += bool(new[0] & DELETED) - bool(message.flags & DELETED)
             if changes:
                 index.update_flags(number, self._next_modseq(record), changes)
-                self._note_mtimes(record, before)
+                self._note_mtimes(record, before, disturbed=renamer.disturbed)
             index.put_mailbox(record)
         self._sync(renamer.touched)
         return Stored(record.highest_modseq, [change.uid for change in changes], previous, modified, sorted(gone))
 
-    def _note_mtimes(self, record: MailboxRecord, before: tuple[int, int]) -> None:
+    def _note_mtimes(self, record: MailboxRecord, before: tuple[int, int], *, disturbed: bool = False) -> None:
         """Record what our own change made of the mtimes, unless somebody else's change is still to be found."""
-        if before == (record.cur_mtime, record.new_mtime):
+        if disturbed:
+            record.cur_mtime = record.new_mtime = 0
+        elif before == (record.cur_mtime, record.new_mtime):
             record.cur_mtime, record.new_mtime = self._mtimes(record)
 
     def _sync(self, directories: set[str]) -> None:
@@ -251,11 +254,12 @@ class AccountStore(Arrivals):
                     keywords = keyword_bits[message.keywords]
                     in_new = bool(message.in_new) and not message.flags and not keywords
                     path = names.path_of(base, message.flags, keywords, message.letters, in_new)
-                    origin = locate.path(message)
+                    new_path = f"{target_folder}/{path}"
+                    place = files.rename_noreplace if moving else files.link
+                    origin = locate.chase(message, partial(place, target=new_path))
                     if origin is None:
                         raise MessageGone("A message was removed meanwhile")
-                    (files.rename_noreplace if moving else files.link)(origin, f"{target_folder}/{path}")
-                    done.append((origin, f"{target_folder}/{path}"))
+                    done.append((origin, new_path))
                     placed.append(
                         message._replace(
                             uid=uid, base=base, in_new=int(in_new), keywords=keywords, modseq=modseq, save_date=int(now)
@@ -272,9 +276,9 @@ class AccountStore(Arrivals):
                     index.expunge(source_record, self._next_modseq(source_record), gone)
                     for message in messages:
                         count(source_record, message, -1)
-                self._note_mtimes(target_record, target_before)
+                self._note_mtimes(target_record, target_before, disturbed=same and locate.disturbed)
                 if not same:
-                    self._note_mtimes(source_record, source_before)
+                    self._note_mtimes(source_record, source_before, disturbed=locate.disturbed)
                     index.put_mailbox(source_record)
                 index.put_mailbox(target_record)
             directories = {os.path.dirname(new) for _, new in done}
@@ -313,9 +317,9 @@ class AccountStore(Arrivals):
             if uids is not None:
                 wanted = set(uids)
                 marked = [uid for uid in marked if uid in wanted]
-            touched = self._remove(index, record, index.records(number, marked)) if marked else set()
+            gone, touched = self._remove(index, record, index.records(number, marked), marked=True)
         self._sync(touched)
-        return marked
+        return gone
 
     def withdraw(self, appended: Appended) -> None:
         """Take back a placed message that was not acknowledged."""
@@ -325,26 +329,41 @@ class AccountStore(Arrivals):
         """Remove one message, marked deleted or not; False if it is not there. Durable when this returns."""
         with self._writing() as index:
             record = self._settled(index, number)
-            messages = index.records(number, [uid])
-            touched = self._remove(index, record, messages)
+            gone, touched = self._remove(index, record, index.records(number, [uid]))
         self._sync(touched)
-        return bool(messages)
+        return bool(gone)
 
-    def _remove(self, index: SqliteIndex, record: MailboxRecord, messages: list[MessageRecord]) -> set[str]:
-        """Files first: a crash before the commit leaves rows without files, which is an expunge too."""
+    def _remove(
+        self, index: SqliteIndex, record: MailboxRecord, messages: list[MessageRecord], *, marked: bool = False
+    ) -> tuple[list[int], set[str]]:
+        """(the UIDs that went, directories to sync). With `marked` a file stays whose name does not say so any more.
+
+        Files first: a crash before the commit leaves rows without files, which is an expunge too.
+        """
         before = self._mtimes(record)
         locate = _Renamer(self, record)
-        for message in messages:
-            path = locate.path(message)
-            if path is not None:
+        spared: set[str] = set()
+        gone: list[int] = []
+
+        def unlink(path: str) -> None:
+            if marked and "T" not in path.rpartition(":2,")[2]:
+                spared.add(path)  # another program took the mark away just now
+            else:
                 files.unlink(path)
+
+        for message in messages:
+            path = locate.chase(message, unlink)
+            if path in spared:
+                continue
+            if path is not None:
                 locate.touched.add(os.path.dirname(path))
             count(record, message, -1)
-        if messages:
-            index.expunge(record, self._next_modseq(record), [message.uid for message in messages])
-            self._note_mtimes(record, before)
+            gone.append(message.uid)
+        if gone:
+            index.expunge(record, self._next_modseq(record), gone)
+            self._note_mtimes(record, before, disturbed=locate.disturbed)
             index.put_mailbox(record)
-        return locate.touched
+        return gone, locate.touched
 
     # -------------------------------------------------------------- reading text
 
@@ -534,19 +553,33 @@ class _Renamer:
         self._opens = store.opens
         self._listing: dict[str, str] | None = None
         self.touched: set[str] = set()
+        self.disturbed = False  # another program is at work: what it does is not to be taken for ours
 
-    def path(self, message: MessageRecord) -> str | None:
-        """Where the file is, absolute; None if it is gone."""
+    def chase(self, message: MessageRecord, act: Callable[[str], None]) -> str | None:
+        """Do something to the file, though another program may rename it meanwhile: its path, or None if it is gone."""
+        for attempt in range(MOST_CHASES):
+            path = self._path(message, again=attempt > 0)
+            if path is None:
+                return None
+            try:
+                act(path)
+                return path
+            except FileNotFoundError:
+                continue
+        raise TemporaryFailure("A message is renamed by another program all the time")
+
+    def _path(self, message: MessageRecord, *, again: bool) -> str | None:
         in_new = bool(message.in_new)
         direct = names.path_of(message.base, message.flags, message.keywords, message.letters, in_new)
         path = f"{self._folder}/{direct}"
         if os.path.lexists(path):
             self._opens["direct"] += 1
             return path
-        return self._listed(message.base)
+        return self._listed(message.base, again=again)
 
     def _listed(self, base: str, *, again: bool = False) -> str | None:
         if self._listing is None or again:
+            self.disturbed = True
             self._listing = {
                 name.partition(":")[0]: f"{self._folder}/{sub}/{name}"
                 for sub in ("new", "cur")

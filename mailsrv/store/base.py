@@ -119,6 +119,8 @@ class StoreBase:
         self.used_at = 0.0
         self._index: SqliteIndex | None = None
         self._pid = os.getpid()
+        self.found: set[int] = set()  # mailboxes in which other programs' changes were committed: to be announced
+        self._finding: set[int] = set()  # the same, of the transaction under way
         self._verified: dict[int, tuple[int, int]] = {}  # number -> mtimes at which the entries were counted
 
     # -------------------------------------------------------------- locks and connection
@@ -151,6 +153,7 @@ class StoreBase:
                     self._finish_of_others(index)
                     yield index
                     files.step("commit", index.path)
+                self.found |= self._finding  # not before: who is told must find it
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
@@ -158,6 +161,7 @@ class StoreBase:
                 self._disconnect(index)
                 raise
             finally:
+                self._finding.clear()
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         _open_indexes.used(self)
 

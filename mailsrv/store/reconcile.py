@@ -63,6 +63,8 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
     # What was renamed here, or is left over, moved the mtimes: they stay behind, and the next look lists again.
     record.cur_mtime, record.new_mtime = (0, 0) if comparison.left else (cur_mtime, new_mtime)
     index.put_mailbox(record)
+    if changed:
+        store._finding.add(record.number)
     return Outcome(changed, comparison.left)
 
 
@@ -73,6 +75,7 @@ def adopt(
     comparison = _Comparison(store, index, record, store.folder(record.directory), 1)
     comparison.insert(comparison.adopted(list(left), left))
     index.put_mailbox(record)
+    store._finding.add(record.number)
     return comparison.left
 
 

@@ -139,6 +139,24 @@ def test_b05_a_change_during_a_look_is_not_lost(process, account):
     assert list(mailbox.uids) == [1]
 
 
+def test_whoever_finds_what_another_program_did_announces_it(process, account):
+    """STATUS looks at the directory too, and commits what it finds: those who watch would not find it any more."""
+    mailboxes = process()
+    state = mailboxes.open(account, "INBOX")
+    woken = Event()
+    subscription = state.subscribe(woken)
+    path = f"{account.home}/Maildir/new/1700000000.one.elsewhere"
+    with open(path, "wb") as file:
+        file.write(b"Subject: one\r\n\r\n")
+    woken.clear()
+    assert mailboxes.account(account).status("INBOX").messages == 1
+    assert woken.is_set()
+    state.refresh()
+    assert list(state.uids) == [1]
+    subscription.close()
+    state.close()
+
+
 def test_one_look_serves_all_who_wait_for_it(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mailsrv.errors import MessageGone
-from mailsrv.store import base, metadata, names
+from mailsrv.store import base, files, metadata, names
 from mailsrv.values import ANSWERED, DELETED, FLAGGED, SEEN, FlagOp
 
 from .conftest import INBOX, account, add, everything, flags, number, on_disk, text, words
@@ -96,6 +96,44 @@ def test_b14_a_store_changes_what_the_name_says_by_now(store, op, expected):
     (path,) = on_disk(folder)[2]
     assert names.parse(Path(path).name).flags == expected
     assert store.status(INBOX).unseen == (not expected & SEEN)
+
+
+@pytest.mark.parametrize("act", ["expunge", "copy", "move"])
+@pytest.mark.parametrize("others", ["renames", "removes", "unmarks"])
+def test_b14_another_program_is_quicker_than_an_operation(store, monkeypatch, act, others):
+    """A file that goes or changes its name between being found and being acted on fails nothing else."""
+    for word in ("one", "two", "three"):
+        add(store, flags=DELETED, word=word)
+    archive = number(store, "Archive")
+    folder = Path(store.maildir)
+    (path,) = on_disk(folder)[2]
+    name = {"expunge": "unlink", "copy": "link", "move": "rename_noreplace"}[act]
+    real = getattr(files, name)
+
+    def late(source, *args, **more):
+        if source == str(folder / path) and (folder / path).exists():
+            if others == "removes":
+                (folder / path).unlink()
+            else:
+                (folder / path).rename(
+                    f"{str(folder / path).rpartition(':')[0]}:2,{'FT' if others == 'renames' else 'F'}"
+                )
+        return real(source, *args, **more)
+
+    monkeypatch.setattr(files, name, late)
+    if act == "expunge":
+        assert store.expunge(INBOX) == ([1, 3] if others == "unmarks" else [1, 2, 3])
+        left = {2: (FLAGGED, ())} if others == "unmarks" else {}
+        assert flags(store.snapshot(INBOX)) == left and set(on_disk(folder)) == set(left)
+        return
+    transfer = store.copy if act == "copy" else store.move
+    if others == "removes":
+        with pytest.raises(MessageGone):
+            transfer(INBOX, [1, 2, 3], archive)
+        assert not list(store.snapshot(archive).uids) and list(store.snapshot(INBOX).uids) == [1, 3]
+    else:
+        assert transfer(INBOX, [1, 2, 3], archive).source_uids == [1, 2, 3]
+        assert len(store.snapshot(archive).uids) == 3
 
 
 def test_b14_letters_of_others_are_kept(store):
