@@ -19,6 +19,7 @@ import time
 
 import gevent
 from gevent.hub import get_hub
+from gevent.pool import Group
 
 from mailsrv import log
 from mailsrv.errors import MailError
@@ -49,6 +50,7 @@ class Watch:
         self._states: dict[MailboxId, Mailbox] = {}
         self._heard: dict[MailboxId, dict[str, int]] = {}  # names that came or went, and which event told it
         self._events = 0
+        self._last_looks = Group()
         self._looking: dict[MailboxId, bool] = {}  # a look is under way; True: look again
         self._since: dict[MailboxId, float] = {}  # when the change was heard of that is being looked at
 
@@ -64,6 +66,7 @@ class Watch:
         self._poller = gevent.spawn(self._poll)
 
     def close(self) -> None:
+        self._last_looks.kill()
         if self._poller is not None:
             self._poller.kill()
         if self._reader is not None:
@@ -90,12 +93,23 @@ class Watch:
         self._watches[state.id] = watches
 
     def closed(self, state: Mailbox) -> None:
+        """End the watch. What was heard until now is looked at still; who opens the mailbox meanwhile does it too."""
+        names = self.heard(state.id)
         self._states.pop(state.id, None)
         self._unwatched.discard(state.id)
-        self._heard.pop(state.id, None)
         for number in self._watches.pop(state.id, ()):
             if self._by_watch.pop(number, None) is not None:
                 self._libc.inotify_rm_watch(self._fd, number)
+        if names:
+            self._last_looks.spawn(self._last_look, state)
+
+    def _last_look(self, state: Mailbox) -> None:
+        assert self._mailboxes is not None
+        try:
+            self._mailboxes.reconcile(state)
+        except MailError as failure:
+            log.warning("could not look at a changed mailbox", mailbox=str(state.id), error=str(failure))
+            self._heard.pop(state.id, None)
 
     def heard(self, mailbox: MailboxId) -> dict[str, int]:
         """Names that came or went in an open mailbox and were not looked at yet, each with a number that grows; EVERY
@@ -111,6 +125,8 @@ class Watch:
         for name, number in names.items():
             if kept.get(name) == number:
                 del kept[name]
+        if not kept:
+            self._heard.pop(mailbox, None)
 
     def _hear(self, mailbox: MailboxId, name: str) -> None:
         names = self._heard.setdefault(mailbox, {})

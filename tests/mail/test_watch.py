@@ -186,6 +186,36 @@ def test_more_names_than_are_kept_have_the_whole_mailbox_compared(start, account
     state.close()
 
 
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_b14_what_was_heard_of_a_mailbox_that_is_closed_is_looked_at(start, account, monkeypatch, opened_again):
+    """The last change of ours before it is closed may have hidden another program's."""
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    deliver(mailboxes, account, "one")
+    deliver(mailboxes, account, "two")
+    state.store_flags([1, 2], FlagOp.ADD, SEEN, ())
+    [other] = [path for path in Path(f"{folder(account)}/cur").iterdir() if "-2:" in path.name]
+    real = AccountStore._next_modseq
+
+    def meanwhile(self, record):
+        monkeypatch.setattr(AccountStore, "_next_modseq", real)
+        other.rename(f"{other}T")
+        return real(self, record)
+
+    monkeypatch.setattr(AccountStore, "_next_modseq", meanwhile)
+    state.store_flags([1], FlagOp.ADD, ANSWERED, ())
+    state.close()
+    if opened_again:
+        again = mailboxes.open(account, "INBOX")
+        assert shown(again) == {1: ANSWERED | SEEN, 2: SEEN | DELETED}
+        again.close()
+    else:
+        mail = mailboxes.account(account)
+        until(lambda: mail.status("INBOX").deleted == 1)
+    until(lambda: not watch._last_looks and not watch._heard)
+
+
 def test_b14_what_others_did_to_flags_counts_before_ours_does(start, account):
     """EXPUNGE, COPY and STORE act on what the files say, not on what the index remembers, and announce it."""
     mailboxes = start(Watch())

@@ -1,10 +1,11 @@
 """`bin/run-model`: the model against a server of its own, for as long as one likes."""
 
+# ruff: noqa: E402  (patch first, import then)
+
 from gevent import monkey
 
 monkey.patch_all()
 
-# ruff: noqa: E402
 import argparse
 import random
 import shutil
@@ -33,7 +34,8 @@ def main():
     print(f"seed {seed}", flush=True)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mailsrv-model-") as directory:
-        server = serving(directory, args.workers, args.fault)
+        program = ("mailsrv",) if args.fault is None else ("tests.model.broken", args.fault)
+        server = serving(directory, args.workers, program)
         run = None
         try:
             run = Run(server, seed, sessions=args.sessions, log=args.log)

@@ -3,6 +3,8 @@
 Each is a fault that servers have had, made as small as it can be.
 """
 
+# ruff: noqa: E402  (patch first, import then)
+
 from gevent import monkey
 
 monkey.patch_all()

@@ -12,19 +12,18 @@ from tests.daemon.conftest import ROOT, Daemon, until
 
 
 class Served(Daemon):
-    """`mailsrv serve`; with `fault`, as `tests.model.broken` changes it."""
+    """`mailsrv serve`, or a program that starts it in its own way."""
 
-    fault = None
+    program = ("mailsrv",)
 
     def start(self):
-        program = ["mailsrv"] if self.fault is None else ["tests.model.broken", self.fault]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *program, "serve", "--foreground", "--config", self.settings.path], cwd=ROOT,
+            [sys.executable, "-m", *self.program, "serve", "--foreground", "--config", self.settings.path], cwd=ROOT,
         )  # fmt: skip
         until(lambda: self.answers("imap") and self.answers("smtp"), "the server answers")
 
 
-def serving(directory, workers, fault=None, **changes):
+def serving(directory, workers, program=("mailsrv",), **changes):
     """A started server in that directory."""
     directory = Path(directory)
     authority = trustme.CA()
@@ -40,6 +39,6 @@ def serving(directory, workers, fault=None, **changes):
         hash_password(PASSWORD),
         **{"server.workers": workers, **changes},
     )
-    server.fault = fault
+    server.program = program
     server.start()
     return server

@@ -1,0 +1,105 @@
+"""The soak's result as a page."""
+
+import datetime
+import os
+import platform
+
+from mailsrv import counters
+from tests.soak.run import LIMITS
+
+MIB = 1024 * 1024
+UNITS = {"memory": (MIB, "MiB PSS"), "descriptors": (1, ""), "threads": (1, ""), "greenlets": (1, "")}
+
+
+def _number(value, figure):
+    unit, name = UNITS[figure]
+    return f"{value / unit:.1f} {name}".strip()
+
+
+def written(soak, command):
+    failed = soak.failed()
+    result = "nothing grows, nothing is lost." if not failed else "failed."
+    when = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    machine = f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores"
+    counted = ", ".join(f"{name} {limit:g} %, {_number(most, name)}" for name, (limit, most) in LIMITS.items())
+    what = (
+        "Clients of three users at once: in IDLE, fetching, searching, appending, logging in and out (with and without "
+        "TLS), mail by SMTP\nand by submission under TLS."
+        f" {len(soak.killed)} workers were killed (SIGKILL), {soak.reloads} times settings were reloaded (SIGHUP)."
+    )
+    how = (
+        "A line through the samples after the warm-up (five and a half minutes, or half of a shorter time): per cent of"
+        "\nthe mean in an hour, with 95 % bounds. A figure fails when its lower bound is beyond the limit, that of both"
+        f"\nhalves as well, and the growth is more than counts ({counted}).\nUndecided: too short to say."
+    )
+    sections = [
+        "# Soak",
+        f"`{command}`, {when}, seed {soak.seed}, {soak.seconds / 60:.1f} minutes, {machine}.",
+        what,
+        f"**Result: {result}**",
+        *(["\n".join(f"- {one}" for one in failed[:50])] if failed else []),
+        "## What each process used",
+        how,
+        _table(["process", "figure", "mean", "% in an hour", "95 % bounds", "verdict"], _slopes(soak)),
+        "## Memory over time, MiB PSS",
+        _table(["process", *(f"{tenth * 10} %" for tenth in range(1, 11))], _memory(soak)),
+        "## How late the event loops were",
+        _delays(soak.sampler.delays),
+        "## The ledger",
+        _ledger(soak.ledger),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _slopes(soak):
+    for name, pid, figure, slope in soak.slopes():
+        if slope is not None:
+            bounds = f"{slope.low:+.1f} to {slope.high:+.1f}"
+            yield (
+                f"{name} ({pid})",
+                figure,
+                _number(slope.mean, figure),
+                f"{slope.per_hour:+.1f}",
+                bounds,
+                slope.verdict,
+            )
+        elif figure == "memory":
+            yield f"{name} ({pid})", "all", "", "", "", "killed" if pid in soak.killed else "too short to judge"
+
+
+def _memory(soak):
+    tenth = soak.seconds / 10
+    for (name, pid), figures in sorted(soak.sampler.series.items()):
+        cells = []
+        for number in range(10):
+            values = [value for at, value in figures["memory"] if number * tenth <= at < (number + 1) * tenth]
+            cells.append(f"{sum(values) / len(values) / MIB:.1f}" if values else "")
+        yield f"{name} ({pid})", *cells
+
+
+def _ledger(ledger):
+    arrived = sum(bool(ledger.seen[token]) for token in ledger.doubtful)
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(ledger.counts.items()))
+    return (
+        f"{len(ledger.accepted)} messages accepted, {len(ledger.missing())} lost; {len(ledger.doubtful)} in doubt (cut "
+        f"off before an answer), of which {arrived} had arrived.\nSteps: {counts}."
+    )
+
+
+def _delays(row):
+    """The histogram of all processes that ran at the end."""
+    if row is None:
+        return "Not told."
+    total, below, rows = sum(row[:-1]), 0, []
+    for bound, count in zip([*counters.hub_delay.bounds, None], row[:-1], strict=True):
+        below += count
+        words = f"{bound * 1000:g} ms" if bound is not None else "more"
+        rows.append((words, f"{count:.0f}", f"{100 * below / total if total else 0:.2f} %"))
+    mean = 1000 * row[-1] / total if total else 0
+    note = f"Mean {mean:.2f} ms of {total:.0f} samples. Counting greenlets holds a loop for some milliseconds."
+    return _table(["at most", "samples", "share so far"], rows) + "\n\n" + note

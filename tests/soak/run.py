@@ -1,0 +1,132 @@
+"""The soak: mixed clients for minutes or hours, while workers are killed and settings reloaded; does anything grow?"""
+
+import os
+import random
+import re
+import signal
+import time
+
+import gevent
+
+from mailsrv.store.compare import compare
+from tests.conftest import USERS
+from tests.daemon.conftest import until
+from tests.model.responses import Fault
+from tests.soak.actors import Appender, Comer, Fetcher, Idler, Keeper, Ledger, Searcher, Sender
+from tests.soak.sampling import Sampler
+from tests.soak.slope import judge
+
+CAST = ((Idler, 6), (Fetcher, 1), (Searcher, 1), (Appender, 1), (Sender, 2), (Comer, 1))  # of each user
+SAMPLES = 200
+# Per cent in an hour; what less than this in the time looked at does not count.
+LIMITS = {"memory": (20.0, 1024 * 1024), "descriptors": (20.0, 5), "threads": (20.0, 3), "greenlets": (20.0, 10)}
+KILLS = (0.1, 0.2, 0.3)  # of the time: the last life of that worker is long enough to be judged
+RELOADS = 10
+PUSH_SECONDS = 15.0
+now = time.monotonic
+
+
+class Soak:
+    def __init__(self, server, seed, seconds):
+        self.server, self.seed, self.seconds = server, seed, seconds
+        self.ledger = Ledger()
+        self.sampler = Sampler(server)
+        self.ending = False
+        self.killed, self.reloads = [], 0
+        self.keepers = [Keeper(self, f"K{user}", user) for user in USERS]
+        self.actors = [
+            make(self, f"{make.__name__[0]}{user}{number}", user) for user in USERS for make, count in CAST
+            for number in range(count)
+        ]  # fmt: skip
+        self.dice = random.Random(f"{seed} soak")
+
+    def run(self):
+        begun = now()
+        working = []
+        for actor in [*self.keepers, *self.actors]:
+            working.append(gevent.spawn(actor.run))
+            gevent.sleep(min(0.05, self.seconds / 200))
+        kills = [begun + share * self.seconds for share in KILLS]
+        reloads = [begun + (number + 0.5) * self.seconds / RELOADS for number in range(RELOADS)]
+        looked = 0
+        while now() < begun + self.seconds:
+            if kills and now() > kills[0]:
+                kills.pop(0)
+                self.kill_a_worker()
+            if reloads and now() > reloads[0]:
+                reloads.pop(0)
+                self.server.process.send_signal(signal.SIGHUP)
+                self.reloads += 1
+            self.sampler.look()
+            if looked % 8 == 0:
+                self.sampler.ask()
+            looked += 1
+            gevent.sleep(max(0.1, self.seconds / SAMPLES))
+        self.sampler.ask()
+        self.ending = True
+        gevent.joinall(working, timeout=60)
+        self.settle()
+
+    def kill_a_worker(self):
+        """The last of them, as a crash would."""
+        workers = {name: pid for pid, name in self.sampler.pids().items() if name.startswith("worker-")}
+        if len(workers) > 1:
+            pid = workers[max(workers)]
+            os.kill(pid, signal.SIGKILL)
+            self.killed.append(pid)
+
+    def settle(self):
+        """Everything accepted is seen, every idler knows how many there are, and disk and index agree."""
+        for keeper in self.keepers:
+
+            def looked(keeper=keeper):
+                try:
+                    keeper.client = keeper.client or keeper.begin()
+                    keeper.look()
+                except (Fault, OSError) as failure:
+                    if isinstance(failure, Fault) and failure.kind != "connection":
+                        self.ledger.wrong.append(f"{keeper.name}: {failure}")
+                    keeper.drop()
+                    return False
+                return True
+
+            until(looked, f"{keeper.name} looks", 30)
+        kept = {keeper.user: len(keeper.uids) for keeper in self.keepers}
+        idlers = [actor for actor in self.actors if isinstance(actor, Idler) and actor.client is not None]
+        gevent.joinall([gevent.spawn(self.told, idler, kept[idler.user]) for idler in idlers])
+        for actor in [*self.keepers, *self.actors]:
+            actor.drop()
+        for user in USERS:
+            for found in compare(str(self.server.maildir(user).parent)):
+                if found.differences:
+                    self.ledger.wrong.append(f"{user} {found.name}: {dict(found.differences)} {found.examples}")
+        log = self.server.log.read_text()
+        failed = re.findall(r"^\S+ error (session-failed.*)$", log, re.MULTILINE)
+        self.ledger.wrong += [f"log: {line[:200]}" for line in failed[:5]]
+
+    def told(self, idler, count):
+        """In IDLE a client is told how many messages there are."""
+        try:
+            idler.client.idle(PUSH_SECONDS, lambda: idler.client.count == count)
+            if idler.client.count != count:
+                self.ledger.wrong.append(f"{idler.name} was told of {idler.client.count} messages, not {count}")
+        except (Fault, OSError) as failure:
+            self.ledger.wrong.append(f"{idler.name}: {failure}")
+
+    def slopes(self):
+        """(process, pid, figure, Slope or None) of what can be judged or was too short."""
+        rows = []
+        for (name, pid), figures in sorted(self.sampler.series.items()):
+            for figure, samples in figures.items():
+                limit, least = LIMITS[figure]
+                alive = pid not in self.killed
+                rows.append((name, pid, figure, judge(samples, limit=limit, least=least) if alive else None))
+        return rows
+
+    def failed(self):
+        """What is wrong, in words; nothing if all is well."""
+        growing = [
+            f"{figure} of {name} ({pid}) grows by {slope.per_hour:.0f} % in an hour (at least {slope.low:.0f})"
+            for name, pid, figure, slope in self.slopes() if slope is not None and slope.verdict == "grows"
+        ]  # fmt: skip
+        return [*growing, *self.ledger.problems()]

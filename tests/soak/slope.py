@@ -1,0 +1,83 @@
+"""Whether a figure grows: a line through its samples, and how sure that is. Pure functions.
+
+Samples of a process are not independent (memory stays where it went), so the line is laid through the means of BLOCKS
+pieces of time, and the bounds are Student's for so many. A figure grows when even the lower bound does, by more than
+is allowed, and each half of it as well: a cache that fills up or one step is no leak, however straight the line looks.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+BLOCKS = 12
+STUDENT = 2.228  # two-sided 95 % for BLOCKS - 2 degrees of freedom
+HALF_STUDENT = 2.132  # one-sided 95 % for BLOCKS / 2 - 2
+WARM_UP, WINDOW_SECONDS = 1 / 3, 330  # not looked at; percentiles of the last five minutes are kept in memory
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Per cent of the mean in an hour: the estimate and its 95 % bounds. `verdict`: flat, grows, or undecided."""
+
+    mean: float
+    per_hour: float
+    low: float
+    high: float
+    growth: float  # over the time looked at, in the figure's own unit
+    verdict: str
+
+
+def line(points):
+    """(slope, its standard error) of the least squares line through (x, y)."""
+    count = len(points)
+    middle = sum(x for x, _ in points) / count
+    level = sum(y for _, y in points) / count
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    slope = sum((x - middle) * (y - level) for x, y in points) / spread
+    left = sum((y - level - slope * (x - middle)) ** 2 for x, y in points)
+    return slope, math.sqrt(left / max(1, count - 2) / spread)
+
+
+def surely(points):
+    """The lower bound of the slope of half the blocks."""
+    slope, error = line(points)
+    return slope - HALF_STUDENT * error
+
+
+def blocks(samples):
+    """The means of BLOCKS equal runs of the samples."""
+    edges = [round(number * len(samples) / BLOCKS) for number in range(BLOCKS + 1)]
+    pieces = [samples[first:last] for first, last in pairwise(edges)]
+    return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
+
+
+def warmed_up(samples):
+    """The samples after the time that windows take to fill, or half of a shorter time; at least after a third."""
+    if not samples:
+        return []
+    first, whole = samples[0][0], samples[-1][0] - samples[0][0]
+    begin = first + max(whole * WARM_UP, min(WINDOW_SECONDS, whole / 2))
+    return [sample for sample in samples if sample[0] >= begin]
+
+
+def judge(samples, *, limit, least):
+    """Samples are (seconds, value); `limit` in per cent of the mean per hour. What grows by less than `least` in the
+    time looked at does not count. None if there are too few samples.
+    """
+    kept = warmed_up(samples)
+    if len(kept) < BLOCKS:
+        return None
+    points = blocks(kept)
+    mean = sum(y for _, y in points) / BLOCKS
+    slope, error = line(points)
+    halves = [surely(points[: BLOCKS // 2]), surely(points[BLOCKS // 2 :])]
+    share = 100 * 3600 / mean if mean else 0.0
+    low, high = (slope - STUDENT * error) * share, (slope + STUDENT * error) * share
+    growth = slope * (kept[-1][0] - kept[0][0])
+    if low > limit and min(halves) * share > limit and growth > least:
+        verdict = "grows"
+    elif high <= limit or growth <= least:
+        verdict = "flat"
+    else:
+        verdict = "undecided"
+    return Slope(mean, slope * share, low, high, growth, verdict)

@@ -1,0 +1,37 @@
+"""The soak in short: its clients, kills, reloads, samples, ledger and report. What grows is judged by bin/run-soak."""
+
+import pytest
+
+from tests.model.serving import Served
+from tests.soak.report import written
+from tests.soak.run import Soak
+
+SECONDS = 20
+
+
+@pytest.mark.timeout(150)
+def test_nothing_is_lost_while_workers_are_killed_and_settings_reloaded(
+    tmp_path, certificate, authority_file, password_hash
+):
+    limits = {"limits.connections_per_address": 1000, "limits.connections_per_user": 1000}
+    server = Served(tmp_path, certificate, authority_file, password_hash, **{"server.workers": 2, **limits})
+    server.program = ("tests.soak.watched",)
+    try:
+        server.start()
+        soak = Soak(server, 1, SECONDS)
+        soak.run()
+        assert soak.ledger.problems() == []
+        assert len(soak.ledger.accepted) > 50 and soak.ledger.counts["connections lost"] > 0
+        assert len(soak.killed) == 3 and soak.reloads == 10
+        steady = [figures for (name, _), figures in soak.sampler.series.items() if name == "worker-0"]
+        assert len(steady) == 1 and all(len(samples) > 2 for samples in steady[0].values())
+        assert sum(soak.sampler.delays[:-1]) > 0
+        text = written(soak, "bin/run-soak --minutes 0.3")
+        assert "0 lost" in text and "| worker-0 (" in text and "killed |" in text
+        # A leak in what was sampled is called one.
+        samples = steady[0]["memory"]
+        samples[:] = [(float(at), 30e6 + at * 1e5 + at % 3) for at in range(200)]
+        assert any("memory of worker-0" in one for one in soak.failed())
+        assert server.stop() == 0
+    finally:
+        server.close()
