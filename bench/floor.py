@@ -1,4 +1,4 @@
-"""The physical limits of this machine, measured in a minute: what no mail server can pass.
+"""The physical limits of this machine, measured in minutes: what no mail server can pass.
 
     .venv/bin/python bench/floor.py [--dir SCRATCH] [--json out.json]
 

@@ -74,4 +74,4 @@ def latencies(results: dict[str, Any], axes: Any) -> None:
     axes.set_ylabel("share of messages told by then, %")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)  # below: no line is hidden
