@@ -80,6 +80,15 @@ def test_everything_is_written_at_exit_and_levels_are_kept():
     assert "\\n" in lines[500]
 
 
+def test_a_flush_does_not_wait_for_more_to_come():
+    lines = lines_of(
+        "log.BATCH_SECONDS = 15\nimport time\nbegun = time.monotonic()\n"
+        "for n in range(3): log.info('event', n=n); log.flush(20)\n"
+        "assert time.monotonic() - begun < 10"
+    )
+    assert [line.split(" ", 2)[2] for line in lines] == [f"event n={n}" for n in range(3)]
+
+
 def test_child_of_fork_logs_too():
     lines = lines_of("log.info('parent')\nif os.fork(): os.wait()\nelse: log.info('child')")
     assert sorted(line.split()[2] for line in lines) == ["child", "parent"]
