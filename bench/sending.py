@@ -258,7 +258,7 @@ class Mailsrv:
 
     def start(self) -> None:
         words = [sys.executable, "-m", "mailsrv", "serve", "--foreground", "-c", self.path]
-        self.process = subprocess.Popen(words, cwd=ROOT)
+        self.process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)  # master(8) has one too: sched(7)
         for port in (self.port, self.imap):
             until(lambda port=port: answers(port), "mailsrv answers")
 
@@ -323,7 +323,10 @@ class Postfix:
 
     def start(self) -> None:
         there = f"mount --bind {self._resolv} /etc/resolv.conf && exec postfix -c {self._etc} start-fg"
-        self._run = subprocess.Popen(["unshare", "--mount", "sh", "-c", there], stderr=subprocess.DEVNULL)
+        self._run = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", there], stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         until(lambda: answers(self.port), "postfix answers")
 
     @property
