@@ -161,6 +161,17 @@ def test_of_several_each_has_an_outcome_of_its_own(spool):
     assert changed.recipients[0].state == FAILED == spool.load(made[0].id).recipients[0].state
 
 
+def test_s25_what_was_taken_back_meanwhile_does_not_become_an_empty_message(spool):
+    given, kept = several(spool, 2)
+    for memory_bytes in (1000, 10):
+        message = incoming(spool, memory_bytes=memory_bytes)
+        message.close()
+        outcomes = spool.put_all([(given, message, b"Received: x\r\n")])
+        assert isinstance(outcomes[0], TemporaryFailure) and tree(spool) == []
+    assert spool.put_all([(given, message, b""), (kept, incoming(spool), b"")])[1] is None
+    assert [one.id for one in whole(spool)] == [kept.id]
+
+
 def test_s26_a_directory_that_cannot_be_synced_fails_all_in_it(spool):
     here, there = several(spool, 2), several(spool, 1, "cd")
 
