@@ -73,13 +73,14 @@ def _python_error(said: str) -> list[str]:
 
 
 def _keep(name: str, seeds: Path, grown: Path, directory: Path) -> None:
-    """The smallest set of files that reaches as much as all of them."""
+    """The smallest set of files that reaches as much as all of them, beside those that people wrote."""
     least = directory / "least"
     least.mkdir()
     _atheris(name, "-set_cover_merge=1", "-timeout=10", str(least), str(seeds), str(grown))
-    files = sorted(least.iterdir(), key=lambda file: file.stat().st_size)[:MOST_FILES]
+    written = [file for file in seeds.iterdir() if file.name.startswith("seed-")]  # by people, and legible
+    files = sorted(least.iterdir(), key=lambda file: file.stat().st_size)[: MOST_FILES - len(written)]
     if files:
-        for old in seeds.iterdir():
+        for old in set(seeds.iterdir()) - set(written):
             old.unlink()
         for file in files:
             shutil.copy(file, seeds / file.name[:12])

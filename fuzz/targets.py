@@ -469,9 +469,9 @@ def drafts(data: bytes) -> None:
         found = draft.parse_draft(data, 1e9)
         for one in (found.sender, *found.recipients):
             assert one.domain and address.parse_mailbox(address.written(one)) == one
-        out = draft.ready_to_send(data, 1e9)
+        out = draft.ready_to_send(data, 1e9, "<1@mx.example.com>")
         fields = header.parse_fields(out[: mime.header_end(out)])
-        assert b"bcc" not in fields and len(fields[b"date"]) == 1
+        assert b"bcc" not in fields and len(fields[b"date"]) == 1 and b"message-id" in fields
         assert out.endswith(data[end:])
 
 

@@ -20,7 +20,7 @@ def lines_of(code: str, *, stderr: int = subprocess.PIPE) -> list[str]:
     return (done.stderr or "").splitlines()
 
 
-def test_logfmt_line():
+def test_f24_logfmt_line():
     line = log.format_logfmt(0.123, "info", "delivered", {"mailbox": "M1-1", "uid": 7, "ms": 0.8, "none": None})
     assert line == "1970-01-01T00:00:00.123Z info delivered mailbox=M1-1 uid=7 ms=0.800\n"
 
@@ -52,7 +52,7 @@ def test_s22_values_are_capped():
         assert len(log.format_json(0, "info", "event", {"key": value})) < 2 * log.VALUE_LIMIT + 100
 
 
-def test_json_line_reads_back():
+def test_f24_json_line_reads_back():
     line = log.format_json(0, "warning", "refused", {"name": 'a"\n\x7fé', "count": 3, "ok": True, "ms": 1.5})
     assert line.isascii()
     assert line.count("\n") == 1

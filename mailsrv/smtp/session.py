@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,8 @@ from mailsrv.wire.errors import WireError
 from mailsrv.wire.smtp import Reply
 
 ANY = State.START | State.READY | State.MAIL | State.RCPT
+
+_CHUNK = re.compile(r"([0-9]{1,12})(?: +LAST)?", re.IGNORECASE)  # of BDAT (RFC 3030 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,10 @@ class Session:
             return
         row = COMMANDS.get(command.verb)
         if row is None:
-            self._error(Reply(500, "5.5.1", "Command not recognised"))
+            if command.verb == "BDAT":
+                self._pass_over_chunk(command.argument)
+            else:
+                self._error(Reply(500, "5.5.1", "Command not recognised"))
             return
         if row.idle:
             self._idle_commands += 1
@@ -192,6 +198,20 @@ class Session:
             self._error(Reply(501, "5.5.4", f"Syntax error: {error.message}"))
         except MailError as error:
             self._refuse(error)
+
+    def _pass_over_chunk(self, argument: str) -> None:
+        """BDAT is not offered. Who sends it all the same sends its octets with it, and they are not commands (S8)."""
+        self._error(Reply(500, "5.5.1", "BDAT is not offered here, nor any CHUNKING; use DATA"))
+        found = _CHUNK.fullmatch(argument)
+        if found is None or int(found[1]) > 2 * self.settings.message_bytes:
+            raise Closing(Reply(421, "4.7.0", f"{self.services.hostname} Nobody can say where this chunk ends"))
+        self.stream.flush()
+        self.stream.set_deadline(self.settings.command_seconds)
+        try:
+            for _ in self.stream.read_chunks(int(found[1])):
+                pass
+        finally:
+            self.stream.set_deadline(None)
 
     def _read_line(self) -> bytes:
         self._waiting = not self.stream.pending

@@ -100,6 +100,9 @@ def parse_domain(text: str) -> str:
             name = name.encode("idna").decode("ascii")
         except UnicodeError:
             raise WireError("Not a domain") from None
+        # Some letters stand for several in ASCII, as "\u2100" for "a/c": what they mean has to be a domain, too.
+        if not all(_LABEL.fullmatch(label) for label in name.split(".")):
+            raise WireError("Not a domain")
     return name
 
 

@@ -50,7 +50,7 @@ def damage(server, statement, *values):
         assert db.execute(statement, values).rowcount > 0
 
 
-def test_a_sound_server_is_found_sound_while_mail_arrives_and_when_stopped(daemon, imap):
+def test_f23_a_sound_server_is_found_sound_while_mail_arrives_and_when_stopped(daemon, imap):
     server = daemon(**{"server.workers": 2})
     deliver(server, 20)
     client = imap(server.connect("imap"))

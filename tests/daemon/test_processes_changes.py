@@ -93,7 +93,7 @@ def test_f02_sighup_takes_new_settings_and_ends_no_connection(daemon, imap, work
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_certificates_by_name_renewed_and_refused(daemon, imap, tmp_path, authority, workers):
+def test_f22_certificates_by_name_renewed_and_refused(daemon, imap, tmp_path, authority, workers):
     first = write_pair(tmp_path, "first", authority, "localhost", "mx.example.com")
     other = write_pair(tmp_path, "other", authority, "mail.example.net", "*.example.org")
     server = daemon(**{

@@ -18,7 +18,7 @@ OF_THE_CLIENT = {"engine_problem"}  # its own OpenSSL knows no GOST ciphers, and
 @pytest.mark.parametrize(
     ("service", "words"), [("imaps", []), ("submission", ["--starttls", "smtp"])], ids=["imaps", "submission"]
 )
-def test_testssl_finds_nothing_above_low(daemon, tmp_path, service, words):
+def test_f22_testssl_finds_nothing_above_low(daemon, tmp_path, service, words):
     server = daemon(**{"limits.connections_per_address": 10_000})
     found = tmp_path / "found.json"
     done = subprocess.run(

@@ -498,3 +498,54 @@ def test_b10_capabilities_and_special_use(serving, dial):
     assert uses == {"INBOX": set(), "Archive": {"\\Archive"}, "Drafts": {"\\Drafts"}, "Junk": {"\\Junk"},
                     "Sent": {"\\Sent"}, "Trash": {"\\Trash"}}  # fmt: skip
     assert client.ok("NAMESPACE") == [b'* NAMESPACE (("" "/")) NIL NIL']
+
+
+# ------------------------------------------------------------------ names and the file system
+
+PATHS = [
+    "..", "../bo", "../../bo", "/etc", "/", "//", "a/../../b", "a/..", "./a", ".", ".hidden", "a//b", "/a", "a\0b", "~",
+    "~root", "~/x", "%2e%2e", "..%2f..", "&AC4ALg-/x", "&AC8-etc", "..\\..\\x", "new", "cur", "tmp", "INBOX/../..",
+    "mailsrv-mailbox.json", "index.sqlite3", "a:2,S", "x" * 300, "a/" * 40 + "b", "\u2024\u2024/x", "a\u2028b", "-rf",
+    "*",
+]  # fmt: skip
+
+
+def contents(directory):
+    return {str(path.relative_to(directory)): path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+
+
+def test_s24_b11_no_mailbox_name_leads_out_of_its_account(serving, dial, mail):
+    """Created, renamed to, written to, asked for, deleted: nothing outside the own Maildir is made, changed or read."""
+    mail(serving, "bo", "Subject: secret\r\n\r\nof bo\r\n")
+    dial(serving, "bo", select="INBOX").ok("LOGOUT")
+    client = dial(serving, "ann")
+    client.append(b"Subject: mine\r\n\r\nText\r\n")
+    own, others = serving.maildir("ann"), serving.maildir("bo")
+    before, around = contents(others), {path.name for path in own.parent.iterdir()}
+    taken = 0
+    for name in PATHS:
+        raw = name.encode()
+        made = client.say("CREATE", raw)[-1]
+        taken += made.startswith(b"OK ")
+        client.ok("CREATE Work")
+        moved = client.say("RENAME Work", raw)
+        for command in ("STATUS", "SELECT"):
+            answer = b"\n".join(client.say(command, raw, *([" (MESSAGES)"] if command == "STATUS" else [])))
+            assert b"secret" not in answer
+            if made.startswith(b"OK ") and command == "SELECT":
+                assert b" 0 EXISTS" in answer or b" 1 EXISTS" in answer
+        client.say("UNSELECT")
+        client.say("APPEND", raw, " ", b"Subject: x\r\n\r\nText\r\n")
+        assert contents(others) == before, name
+        assert {path.name for path in own.parent.iterdir()} == around, name
+        folders = [path for path in own.iterdir() if path.is_dir() and path.name not in ("cur", "new", "tmp")]
+        assert all(path.name.startswith(".") and path.name.isascii() for path in folders), name
+        assert all(
+            not path.is_symlink() and {"cur", "new", "tmp"} <= {p.name for p in path.iterdir()} for path in folders
+        )
+        for unwanted in (raw, b"Work"):
+            client.say("DELETE", unwanted)
+        assert contents(others) == before and (own / "cur").is_dir() and (own / "new").is_dir(), name
+        assert moved[-1][:3] in (b"OK ", b"NO ", b"BAD"), name
+    assert 5 < taken < len(PATHS), "some are names like any other, some are none"
+    assert client.ok("STATUS INBOX (MESSAGES)") == [b"* STATUS INBOX (MESSAGES 1)"]

@@ -4,6 +4,7 @@ import base64
 import imaplib
 import random
 import re
+import select
 import socket
 from contextlib import suppress
 
@@ -386,9 +387,10 @@ def test_r45_slow_login_ends(serving, pair):
     sock = pair(serving, login_seconds=0.3)
     read(sock)
     with suppress(OSError):
-        for _ in range(100):
+        for _ in range(500):
             sock.sendall(b"x")
-            gevent.sleep(0.02)
+            if select.select([sock], [], [], 0.02)[0]:
+                break  # what is sent after it, and not read, would take the BYE along
     assert b"* BYE " in read(sock, b"\0")
 
 
@@ -502,3 +504,32 @@ def test_connection_that_ends_anywhere_leaves_nothing(serving, dial, events, eve
     assert other.flags() == {}
     assert not list((serving.maildir("ann") / "tmp").iterdir())
     assert not [event for event, _ in events if event == "session failed"]
+
+
+# ------------------------------------------------------------------ what is not offered is not done
+
+
+def test_r49_who_was_offered_no_qresync_is_told_expunge_and_never_vanished(serving, dial):
+    client, other = dial(serving, "ann", select="INBOX"), dial(serving, "ann", select="INBOX")
+    assert not {b"CONDSTORE", b"QRESYNC"} & set(client.ok("CAPABILITY")[0].split())
+    assert client.ok("ENABLE QRESYNC CONDSTORE") == [b"* ENABLED"]
+    assert client.say("SELECT INBOX (QRESYNC (1 1))")[-1].startswith(b"BAD ")
+    client.ok("SELECT INBOX")
+    for _ in range(2):
+        other.append(how="(\\Deleted)")
+    assert b"* 2 EXISTS" in client.ok("NOOP")
+    other.ok("EXPUNGE")
+    assert client.ok("NOOP") == [b"* 1 EXPUNGE", b"* 1 EXPUNGE"]
+    assert client.say("UID FETCH 1:* (FLAGS) (CHANGEDSINCE 1 VANISHED)")[-1].startswith(b"BAD ")
+    assert client.ok("NOOP") == []
+
+
+def test_r50_a_saved_result_is_not_offered_and_no_search_is_taken_for_one(serving, dial):
+    client = dial(serving, "ann", select="INBOX")
+    assert not {b"ESEARCH", b"SEARCHRES"} & set(client.ok("CAPABILITY")[0].split())
+    client.append()
+    for command in ("SEARCH RETURN (SAVE) ALL", "UID SEARCH RETURN () ALL", "FETCH $ FLAGS", "SEARCH $",
+                    "UID STORE $ +FLAGS (\\Deleted)", "COPY $ Archive"):  # fmt: skip
+        assert client.say(command)[-1].startswith(b"BAD "), command
+    assert client.ok("SEARCH ALL") == [b"* SEARCH 1"], "and in step"
+    assert client.flags() == {1: set()}

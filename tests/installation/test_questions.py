@@ -118,7 +118,7 @@ def test_without_a_terminal_it_asks_for_options(path):
     assert "--yes" in mailsrv("setup", "--no-start", "--config", path, code=1).stderr
 
 
-def test_preflight_says_what_is_in_the_way(path):
+def test_f23_preflight_says_what_is_in_the_way(path):
     settings = config.load(path)
     rows = {finding.what: finding.result for finding in preflight.examine(settings)}
     host, port = settings["smtp.listen"][0]
@@ -187,7 +187,7 @@ class Terminal:
         return self.said.replace("\r\n", "\n"), os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def test_by_questions_to_a_running_server(installed: PrivateRoot):
+def test_f23_by_questions_to_a_running_server(installed: PrivateRoot):
     """On an installed system: wrong answers are asked again, the defaults make sense, the server runs at the end."""
     installed.shell("cp -a /etc/mailsrv/mailsrv.yaml /root/fresh.yaml")
     installed.shell("mkdir -p /etc/letsencrypt/live/mx.example.net; chmod 700 /etc/letsencrypt/live")

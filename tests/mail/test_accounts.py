@@ -273,19 +273,19 @@ def test_international_domains_are_kept_in_ascii():
 
 
 @pytest.mark.parametrize("local", ["ann", "a/../b", "..", ".hidden", "ä", "a%b", "a~b", "'x'", "/etc/passwd"])
-def test_b11_homes_stay_below_the_mail_root(local):
+def test_s24_b11_homes_stay_below_the_mail_root(local):
     home = home_of(Address(local, "example.com"))
     domain, _, rest = home.partition("/")
     assert domain == "example.com" and rest and "/" not in rest and not rest.startswith(".") and "\0" not in rest
 
 
-def test_b11_different_users_have_different_homes():
+def test_s24_b11_different_users_have_different_homes():
     locals_ = ["a/b", "a%2fb", "a.b", "a_b", "ä", "%c3%a4", "A", "a"]
     homes = [home_of(Address(local, "example.com")) for local in locals_]
     assert len(set(homes)) == len(homes)
 
 
-def test_a_database_that_cannot_be_used_is_told(tmp_path):
+def test_f11_a_database_that_cannot_be_used_is_told(tmp_path):
     path = tmp_path / "accounts.sqlite3"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(TemporaryFailure, match=r"accounts\.sqlite3"):

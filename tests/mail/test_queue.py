@@ -228,7 +228,7 @@ def test_many_recipients_go_in_portions(world):
 # ------------------------------------------------------------------ time
 
 
-def test_attempts_come_when_they_are_due(world):
+def test_f08_attempts_come_when_they_are_due(world):
     world.replies = {"example.org": [(451, "4.2.0", "Not now")]}
     id = world.put("bo@example.org", notify=["FAILURE"])
     queue = world.queue()
@@ -244,7 +244,7 @@ def test_attempts_come_when_they_are_due(world):
     assert one.attempts == 9 and len(one.history) == 8
 
 
-def test_expiry_is_reported_and_ends_it(world):
+def test_f08_expiry_is_reported_and_ends_it(world):
     world.replies = {"example.org": [(451, "4.2.0", "Not now")]}
     id = world.put("bo@example.org", notify=["FAILURE"])
     queue = world.queue()
@@ -561,7 +561,7 @@ def test_a_destination_that_hangs_does_not_slow_the_others(world):
     assert len(world.jobs) == 120
 
 
-def test_concurrency_grows_by_success_within_bounds(world):
+def test_f09_concurrency_grows_by_success_within_bounds(world):
     for n in range(150):
         world.put(f"u{n}@example.org")
     world.attempt_seconds = 0.02
@@ -570,7 +570,7 @@ def test_concurrency_grows_by_success_within_bounds(world):
     assert 4 < world.most["example.org"] <= 8
 
 
-def test_no_storm_on_a_destination_that_is_down(world):
+def test_f09_no_storm_on_a_destination_that_is_down(world):
     """40 entries, a host that does not answer: a few attempts find out, the rest is put off with the reason; later
     one asks first.
     """
@@ -645,7 +645,7 @@ def test_what_has_said_why_it_waits_is_not_written_again_while_its_destination_r
     until(lambda: tried[0] not in world.spool.ids(), "sent when the rest is over")
 
 
-def test_a_retry_that_is_asked_for_ends_the_rest_once(world):
+def test_f09_a_retry_that_is_asked_for_ends_the_rest_once(world):
     """An administrator has mended the host, or believes so."""
     queue, tried = resting(world)
     world.step(queue, 10)

@@ -76,7 +76,7 @@ def test_both_families_of_a_host_are_tried(world):
 # ------------------------------------------------------------------ no MX, null MX, literals, aliases
 
 
-def test_without_mx_the_domain_itself_is_the_host(world):
+def test_f07_without_mx_the_domain_itself_is_the_host(world):
     sink = world.host("example.org", "127.0.0.2")
     assert world.send("bo@example.org")[0].host.startswith("example.org[127.0.0.2]") and len(sink.messages) == 1
 

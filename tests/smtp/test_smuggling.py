@@ -109,6 +109,52 @@ def test_s01_bare_line_ends_in_commands_are_errors(serving, dial, command):
     assert answers[-2].startswith(b"221 ")
 
 
+# ---------------------------------------------------------------- chunks nobody asked for
+
+COMMANDS_INSIDE = b"RSET\r\nMAIL FROM:<x@elsewhere.org>\r\nRCPT TO:<bo@example.com>\r\nDATA\r\nSmuggled: yes\r\n.\r\n"
+
+
+@pytest.mark.parametrize("service", ["smtp", "submission", "submissions"])
+def test_s08_chunking_is_not_offered(serving, dial, service):
+    offered = dial(serving, service, tls=service == "submission").say("EHLO c")
+    assert b"CHUNKING" not in offered and b"BINARYMIME" not in offered
+
+
+@pytest.mark.parametrize("last", [b"", b" LAST", b" last"])
+@pytest.mark.parametrize("before", [(), ("MAIL FROM:<x@elsewhere.org>", "RCPT TO:<ann@example.com>")])
+def test_s08_the_octets_of_a_chunk_are_never_commands(serving, dial, inbox, before, last):
+    client = dial(serving)
+    for command in before:
+        client.say(command)
+    client.send(b"BDAT %d%b\r\n" % (len(COMMANDS_INSIDE), last) + COMMANDS_INSIDE + b"NOOP\r\n")
+    assert client.reply().startswith(b"500 5.5.1 BDAT is not offered")
+    assert client.reply().startswith(b"250 "), "the next command is understood as one"
+    if before:  # what was begun goes on with DATA
+        assert client.say("DATA").startswith(b"354 ")
+        assert client.say(b"Subject: x\r\n\r\nText.\r\n.").startswith(b"250 2.0.0 ")
+    assert len(inbox(serving, "ann")) == bool(before) and inbox(serving, "bo") == []
+
+
+def test_s08_a_chunk_that_comes_in_pieces_is_passed_over_whole(serving, dial):
+    client = dial(serving)
+    assert client.say(b"BDAT %d" % len(COMMANDS_INSIDE)).startswith(b"500 5.5.1 "), "before its octets are there"
+    for octet in range(0, len(COMMANDS_INSIDE), 7):
+        client.send(COMMANDS_INSIDE[octet : octet + 7])
+    assert client.say("BDAT 0 LAST").startswith(b"500 5.5.1 ")
+    assert client.say("NOOP").startswith(b"250 ")
+
+
+@pytest.mark.parametrize(
+    "size", [b"", b"x", b"-1", b"+5", b"0x5", b"99999999999", b"9" * 30, b"5 LAST LAST", b"5 FIRST"]
+)
+def test_s08_a_chunk_of_no_size_ends_the_connection(serving, dial, inbox, size):
+    client = dial(serving)
+    client.send(b"BDAT " + size + b"\r\n" + COMMANDS_INSIDE)
+    answers = client.rest().split(b"\r\n")
+    assert [answer[:9] for answer in answers] == [b"500 5.5.1", b"421 4.7.0", b""]
+    assert inbox(serving, "bo") == []
+
+
 # ---------------------------------------------------------------- before the reply
 
 

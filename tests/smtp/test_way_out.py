@@ -28,7 +28,7 @@ def submit(serving, recipients):
         client.sendmail("ann@example.com", recipients, TEXT)
 
 
-def test_a_submitted_message_reaches_the_mx_of_its_domain(world, serve, tls_of):
+def test_f07_a_submitted_message_reaches_the_mx_of_its_domain(world, serve, tls_of):
     sink = world.domain("example.org", tls=tls_of("mx.example.org"))
     serving = serve(**{"dns.nameservers": ["127.0.0.1"], "dns.port": world.dns.port, "relay.port": world.port})
     submit(serving, ["bo@example.org", "bo@example.com"])

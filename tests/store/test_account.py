@@ -92,7 +92,7 @@ def test_b14_flags_of_a_file_another_program_took_away(store):
     assert result.changed == [2] and result.gone == [1, 99]
 
 
-def test_unchanged_since_refuses_what_changed_later(store):
+def test_r48_unchanged_since_refuses_what_changed_later(store):
     add(store)
     add(store, word="two")
     modseq = store.snapshot(INBOX).highest_modseq
@@ -189,7 +189,7 @@ def test_r12_recent_is_claimed_once(store, home):
     other.close()
 
 
-def test_journal_tells_all_that_was_committed_since(store):
+def test_r48_r49_journal_tells_all_that_was_committed_since(store):
     for word in ("one", "two", "three"):
         add(store, word=word)
     modseq = store.snapshot(INBOX).highest_modseq
@@ -203,7 +203,7 @@ def test_journal_tells_all_that_was_committed_since(store):
     assert store.changes(INBOX, delta.highest_modseq).changed == []
 
 
-def test_journal_forgets_old_expunges_and_says_so(store, monkeypatch):
+def test_r48_r49_journal_forgets_old_expunges_and_says_so(store, monkeypatch):
     monkeypatch.setattr(sqlite, "KEEP_EXPUNGED", 3)
     for _ in range(8):
         add(store)
@@ -217,6 +217,32 @@ def test_journal_forgets_old_expunges_and_says_so(store, monkeypatch):
     store.store_flags(INBOX, [8], FlagOp.ADD, DELETED, [])
     store.expunge(INBOX)
     assert [uid for uid, _ in store.changes(INBOX, recent).vanished] == [8]
+
+
+@pytest.mark.parametrize("seconds", [1.9e9, 1.7e9, 0.0], ids=["as it is", "set back", "at its beginning"])
+def test_r48_modseq_grows_with_every_commit_whatever_the_clock_says(home, seconds):
+    """Strictly, in the order of commits, over two processes; an expunge counts like every change (RFC 7162 3.1)."""
+    clock = [1.8e9]
+    one, two = (account(home, clock=lambda: clock[0]) for _ in range(2))
+    seen = []
+
+    for number_, store in enumerate((one, two, one, two)):
+        add(store, word=str(number_))
+        clock[0] = seconds
+        seen.append(store.snapshot(INBOX).highest_modseq)
+    for uid, store in ((1, two), (2, one)):
+        seen.append(store.store_flags(INBOX, [uid], FlagOp.ADD, DELETED, []).modseq)
+        store.expunge(INBOX, [uid])
+        seen.append(one.snapshot(INBOX).highest_modseq)
+        assert seen[-1] == two.snapshot(INBOX).highest_modseq
+    assert seen == sorted(set(seen)) and seen[0] > 0 and seen[-1] < 1 << 63
+    told = one.changes(INBOX, seen[3])
+    assert [uid for uid, _ in told.vanished] == [1, 2] and told.highest_modseq == seen[-1]
+    assert [modseq for _, modseq in told.vanished] == [seen[5], seen[7]]
+    modseqs = list(one.snapshot(INBOX).modseqs)
+    assert modseqs == [seen[2], seen[3]]
+    one.close()
+    two.close()
 
 
 def test_withdrawn_message_is_gone_with_its_file(store):

@@ -50,7 +50,7 @@ def test_b11_a_dot_and_a_slash_are_two_mailboxes(store):
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_r18_b11_every_name_has_one_directory_below_the_maildir(name):
+def test_s24_r18_b11_every_name_has_one_directory_below_the_maildir(name):
     try:
         name = names.canonical(name)
     except MailboxNameInvalid:

@@ -16,6 +16,15 @@ def test_s22_an_address_that_cannot_be_shown_is_refused(char):
         parse_mailbox("a@b\ud800.org")
 
 
+@pytest.mark.parametrize(
+    "domain", ["a\u2100b.org", "cx\u02dc.org", "a\uff20b.org", "a\uff0fb.org", "a\u2025b.org", "\u3002.org"]
+)
+def test_s23_letters_that_mean_other_signs_make_no_domain(domain):
+    """Names are mapped before they are written in ASCII (RFC 3490 4), to a slash or a space (found by fuzzing)."""
+    with pytest.raises(WireError):
+        parse_mailbox(f"a@{domain}")
+
+
 def test_s22_letters_of_any_script_are_shown():
     assert parse_path("<j\u00fcrgen@example.org>", smtputf8=True)[0] == parse_mailbox("j\u00fcrgen@example.org")
     assert parse_mailbox('"\u65e5 \u672c"@example.org').local == "\u65e5 \u672c"
