@@ -458,8 +458,10 @@ def message(data: bytes) -> None:
     check_bodystructure(read_response(prepared.bodystructure), root, data, extended=True)
     check_bodystructure(read_response(structure.body(root, data)), root, data, extended=False)
     check_message(data, root)
-    mime.search_text(data).encode()
-    mime.search_body(data).encode()
+    whole, body = mime.search_text(data), mime.search_body(data)
+    whole.encode()
+    for needle in ("", whole[3:9], whole[-9:], body[:20], "\n", "no such text"):
+        assert mime.text_holds(data, needle) is (needle in whole) and mime.body_holds(data, needle) is (needle in body)
 
 
 def drafts(data: bytes) -> None:

@@ -98,9 +98,9 @@ class _Evaluation:
             case v.Header(name, text):
                 return self._by_header(uids, name, text)
             case v.Body(text):
-                return self._by_text(uids, text, mime.search_body)
+                return self._by_text(uids, text, mime.body_holds)
             case v.Text(text):
-                return self._by_text(uids, text, mime.search_text)
+                return self._by_text(uids, text, mime.text_holds)
         raise AssertionError(key)
 
     def _check(self, key: v.SearchKey) -> None:
@@ -176,9 +176,9 @@ class _Evaluation:
 
     # -------------------------------------------------------------- message text
 
-    def _by_text(self, uids: list[int], text: str, decoded: Callable[[bytes], str]) -> list[int]:
+    def _by_text(self, uids: list[int], text: str, holds: Callable[[bytes, str], bool]) -> list[int]:
         needle = mime.fold(text)
-        return self._read(uids, lambda raw: needle in decoded(raw))
+        return self._read(uids, lambda raw: holds(raw, needle))
 
     def _read(self, uids: list[int], test: Callable[[bytes], bool]) -> list[int]:
         """Read and test messages in a thread, a bounded batch at a time."""

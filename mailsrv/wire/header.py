@@ -17,7 +17,7 @@ from datetime import date
 from encodings.aliases import aliases
 from functools import lru_cache
 
-from mailsrv.wire.pieces import PIECE, decode, decode_base64
+from mailsrv.wire.pieces import PIECE, cut, decode, decode_all, decode_base64
 
 HEADER_LIMIT = 1 << 20  # octets of one header block that are looked at
 FIELD_LIMIT = 1 << 16  # octets of one field that are looked at
@@ -90,18 +90,32 @@ def decode_guess(data: bytes) -> str:
 
 def decode_charset(data: bytes, charset: str) -> str:
     """Text in `charset` as its sender named it; what is unknown or wrong is guessed, never refused."""
+    if len(data) <= PIECE:
+        return "".join(decode_charset_all([data], charset))
+    return "".join(decode_charset_all(cut(data, 0, len(data)), charset))
+
+
+def decode_charset_all(data: list[bytes], charset: str) -> list[str]:
+    """The same of pieces that belong together, in pieces."""
     charset = charset.strip(" \t\"'").lower()
-    if charset in _PLAIN and data.isascii():
-        return data.decode("ascii")
+    if charset in _PLAIN and all(one.isascii() for one in data):
+        return [one.decode("ascii") for one in data]
     codec = _CHARSETS.get(re.sub("[-. :]+", "_", charset[:64]))
     if codec is None or codec == "ascii":
-        return decode_guess(data)
+        return _guess_all(data)
     try:
-        text = decode(data, codec, "replace")
+        texts = decode_all(data, codec, "replace")
     except (UnicodeError, LookupError, ValueError):  # codecs that know no "replace" for some input
-        return decode_guess(data)
+        return _guess_all(data)
     # Python's UTF-7 gives halves of surrogate pairs as they stand: no text, and the index takes text only.
-    return _SURROGATES.sub("\ufffd", text) if codec == "utf_7" else text
+    return [_SURROGATES.sub("\ufffd", text) for text in texts] if codec == "utf_7" else texts
+
+
+def _guess_all(data: list[bytes]) -> list[str]:
+    try:
+        return decode_all(data, "utf-8")
+    except UnicodeDecodeError:
+        return decode_all(data, "latin-1")
 
 
 # --- encoded words --------------------------------------------------------------------------------------------------

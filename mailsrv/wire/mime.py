@@ -9,7 +9,7 @@ Imports: values, wire.header, wire.pieces, wire.structure.    RFC 3501 6.4.4 (SE
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from mailsrv.values import Prepared
@@ -17,7 +17,7 @@ from mailsrv.wire.header import (
     HEADER_LIMIT,
     Fields,
     day_number,
-    decode_charset,
+    decode_charset_all,
     decode_field,
     decode_words,
     first,
@@ -25,13 +25,14 @@ from mailsrv.wire.header import (
     parse_fields,
     parse_parameters,
 )
-from mailsrv.wire.pieces import PIECE, decode_base64, decode_quoted_printable, find_blank, fold
+from mailsrv.wire.pieces import PIECE, base64, cut, find_blank, fold, holds, quoted_printable
 from mailsrv.wire.structure import Part, body, bodystructure, envelope, envelope_of, parse, transfer_encoding
 
 __all__ = [
     "COMMON_FIELDS",
     "Part",
     "body",
+    "body_holds",
     "bodystructure",
     "envelope",
     "field_picker",
@@ -45,6 +46,7 @@ __all__ = [
     "search_text",
     "section",
     "section_of",
+    "text_holds",
 ]
 
 # What Thunderbird, Apple Mail, mutt, K-9, Outlook and mbsync ask for when they list a mailbox.
@@ -134,7 +136,7 @@ def prepare(raw: bytes) -> Prepared:
     return Prepared(
         envelope=envelope_of(fields),
         bodystructure=bodystructure(root, raw),
-        fields=header_fields(_considered(raw[: root.body_start]), COMMON_FIELDS)[:-2],
+        fields=header_fields(_header_of(raw, root), COMMON_FIELDS)[:-2],
         sent_day=day_number(date) if date else 0,
         message_id=_folded(fields, b"message-id"),
         subject=_folded(fields, b"subject"),
@@ -229,47 +231,79 @@ def search_header(header: bytes, name: str | bytes) -> list[str]:
 
 def search_text(raw: bytes) -> str:
     """All text of a message, decoded and folded: its header and its body."""
-    root = parse(raw)
-    return fold(_header_text(raw, root) + "\n" + _body_text(raw, root))
+    return fold("".join(_all_texts(raw)))
 
 
 def search_body(raw: bytes) -> str:
     """All text of a message's body, decoded and folded: text parts, and the headers of parts and messages inside."""
-    return fold(_body_text(raw, parse(raw)))
+    return fold("".join(_body_texts(raw, parse(raw))))
+
+
+def text_holds(raw: bytes, needle: str) -> bool:
+    """Whether the needle, which is folded, is in `search_text`; a piece at a time, and never all in one place."""
+    return holds(_all_texts(raw), needle)
+
+
+def body_holds(raw: bytes, needle: str) -> bool:
+    """The same of `search_body`."""
+    return holds(_body_texts(raw, parse(raw)), needle)
+
+
+def _all_texts(raw: bytes) -> Iterator[str]:
+    root = parse(raw)
+    yield _header_text(raw, root)
+    yield "\n"
+    yield from _body_texts(raw, root)
+
+
+def _header_of(raw: bytes, part: Part) -> bytes:
+    """As much of a part's header as is looked at."""
+    return _considered(raw[part.header_start : min(part.body_start, part.header_start + HEADER_LIMIT + 1)])
 
 
 def _header_text(raw: bytes, part: Part) -> str:
-    header = _considered(raw[part.header_start : part.body_start]).replace(b"\0", b"")
+    header = _header_of(raw, part).replace(b"\0", b"")
     for end in (b"\r\n", b"\n"):  # unfolded
         header = header.replace(end + b" ", b" ").replace(end + b"\t", b"\t")
     return decode_words(header).replace("\t", " ")
 
 
-def _body_text(raw: bytes, root: Part) -> str:
-    texts: list[str] = []
+def _body_texts(raw: bytes, root: Part) -> Iterator[str]:
+    """Text after text, with a line end between those that do not belong together."""
+    between = False
+    for text in _texts_of_parts(raw, root):
+        if between:
+            yield "\n"
+        yield from text
+        between = True
+
+
+def _texts_of_parts(raw: bytes, root: Part) -> Iterator[list[str]]:
     room = DECODED_LIMIT
     for part in root.walk():
         if room <= 0:
             break
         if part is not root:
-            texts.append(_header_text(raw, part))
-            room -= len(texts[-1])
+            header = _header_text(raw, part)
+            room -= len(header)
+            yield [header]
             if name := _encoded_file_name(part.fields):
-                texts.append(name)
+                yield [name]
         if part.type == b"text" and room > 0:
-            texts.append(_part_text(raw[part.body_start : min(part.end, part.body_start + room)], part))
+            yield _part_text(raw, part, min(part.end, part.body_start + room))
             room -= part.end - part.body_start
-    return "\n".join(texts)
 
 
-def _part_text(data: bytes, part: Part) -> str:
+def _part_text(raw: bytes, part: Part, end: int) -> list[str]:
     encoding = transfer_encoding(part.fields)
     if encoding == b"base64":
-        data = decode_base64(data)
+        data = base64(raw, part.body_start, end)
     elif encoding == b"quoted-printable":
-        data = decode_quoted_printable(data)
+        data = quoted_printable(raw, part.body_start, end)
+    else:
+        data = cut(raw, part.body_start, end)
     charset = next((value for name, value in part.parameters if name == b"charset"), b"")
-    return decode_charset(data, charset.decode("latin-1"))
+    return decode_charset_all(data, charset.decode("latin-1"))
 
 
 def _encoded_file_name(fields: Fields) -> str | None:
