@@ -7,11 +7,12 @@ import gevent
 
 from tests.conftest import DOMAIN, PASSWORD
 from tests.model.belief import HEADER, Belief, Command
-from tests.model.ledger import FLAGS, Act, Expunge
+from tests.model.ledger import FLAGS, SYSTEM, Act, Expunge
 from tests.model.responses import Fault, connect, numbers
 from tests.model.steps import SHARED, WEIGHTS, stream, text_of
 
 KEPT_LINES = 600
+LOOK_SECONDS = 1.0  # after which another program's change is known, if nobody asks
 ASKED = f"(UID FLAGS RFC822.SIZE {HEADER.replace('BODY[', 'BODY.PEEK[')})"
 now = time.monotonic
 
@@ -264,8 +265,10 @@ class Session:
         if not peek and not self.belief.read_only:  # R31
             acts = self._acts(entries, "+", frozenset({"\\seen"}))
         said = self.fetch(text, entries, f"(UID BODY{'.PEEK' * peek}[])", by_uid=by_uid)
-        for act in acts:
+        # A FETCH does not look at the directory first: what another program took away just now may be thought to be there.
+        for act, instance in zip(acts, self._instances(entries) if acts else (), strict=True):
             act.end = said.end
+            act.sure = not any(one.scope == SYSTEM and one.end > act.start - LOOK_SECONDS for one in instance.acts)
 
     def _acts(self, entries, op, flags):
         made = []
