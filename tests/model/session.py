@@ -265,7 +265,7 @@ class Session:
         if not peek and not self.belief.read_only:  # R31
             acts = self._acts(entries, "+", frozenset({"\\seen"}))
         said = self.fetch(text, entries, f"(UID BODY{'.PEEK' * peek}[])", by_uid=by_uid)
-        # A FETCH does not look at the directory first: what another program took away just now may be thought to be there.
+        # A FETCH does not look at the directory: what another program took away just now may be thought to be there.
         for act, instance in zip(acts, self._instances(entries) if acts else (), strict=True):
             act.end = said.end
             act.sure = not any(one.scope == SYSTEM and one.end > act.start - LOOK_SECONDS for one in instance.acts)
