@@ -90,7 +90,7 @@ class Arrivals(Folders):
         try:
             with files.storage_errors("Writing the message"):
                 taken = message.take_file() if message.prefix == prefix else None
-                text = message.text()
+                text = None if taken is not None else message.text()
                 if taken is not None:
                     fd, path = taken
                 else:

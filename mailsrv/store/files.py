@@ -307,12 +307,18 @@ class Incoming:
         self._in_memory = 0
 
     def text(self) -> bytes | None:
-        """The message without prefix, if it is in memory still."""
+        """The message without prefix, if it is in memory still. TemporaryFailure once it is closed: whoever brought it
+        has ended while it waited for its turn in a thread, and no part of it is a message.
+        """
         if self._fd >= 0:
             return None
-        if len(self._chunks) > 1:
-            self._chunks[:] = [b"".join(self._chunks)]
-        return self._chunks[0] if self._chunks else b""
+        chunks = self._chunks[:]
+        text = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if len(text) != self.size:
+            raise TemporaryFailure("The message was taken back")
+        if len(chunks) > 1:
+            self._chunks[:] = [text]
+        return text
 
     def write_to(self, fd: int) -> None:
         """Append the message, without prefix, to an open file."""

@@ -130,9 +130,6 @@ class Spool:
         try:
             if taken is None:
                 text = message.text()
-                if text is not None and len(text) != message.size:
-                    # Whoever brought it has ended while it waited, and took it back: no part of it is a message.
-                    raise TemporaryFailure("The message was taken back")
                 whole = prefix if text is None else prefix + text
                 files.write_all(fd, whole)
                 if text is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from mailsrv.errors import KeywordRefused, MailboxNotFound, MessageGone, ModSeqTooOld, OverQuota
+from mailsrv.errors import KeywordRefused, MailboxNotFound, MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
 from mailsrv.store import sqlite
 from mailsrv.store.account import Arrival, Incoming
 from mailsrv.values import DELETED, DRAFT, FLAGGED, SEEN, FlagOp, Prepared
@@ -337,3 +337,22 @@ def test_no_descriptor_stays_open(store):
         store.create("A")
         store.delete("A")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_large_message_that_is_placed_as_it_was_received_has_its_own_envelope(store):
+    add(store, word="first")  # makes the directories
+    message = Incoming(store.tmp_dir, b"Received: x\r\n", memory_bytes=10)
+    assert message.write(text())
+    message.spill()
+    uid = store.append(INBOX, Arrival(message, b"Received: x\r\n")).uid
+    assert store.read(INBOX, uid) == b"Received: x\r\n" + text()
+    assert b"Hello" not in store.prepared(INBOX, [uid], ("envelope",))[0][3]
+    assert b'"one"' in store.prepared(INBOX, [uid], ("envelope",))[0][3]  # its Subject
+
+
+def test_s25_what_was_taken_back_meanwhile_does_not_become_an_empty_message(store):
+    message = incoming(store, text())
+    message.close()
+    outcomes = store.append_all(INBOX, [Arrival(message, b""), Arrival(incoming(store, text("two")), b"")])
+    assert isinstance(outcomes[0], TemporaryFailure)
+    assert list(words(store).values()) == ["two"]
