@@ -83,12 +83,18 @@ class Hearing(Protocol):
     def looked_at(self, mailbox: MailboxId, names: dict[str, int]) -> None:
         """These were looked at."""
 
+    def doubt(self, mailbox: MailboxId) -> None:
+        """A change of ours failed on its way: what it did to names is not in the index."""
+
 
 class Deaf:
     def heard(self, mailbox: MailboxId) -> dict[str, int]:
         return {}
 
     def looked_at(self, mailbox: MailboxId, names: dict[str, int]) -> None:
+        pass
+
+    def doubt(self, mailbox: MailboxId) -> None:
         pass
 
 
@@ -345,6 +351,7 @@ class Mailbox:
             yield
         except TemporaryFailure:
             for mailbox in mailboxes:
+                self._owner.hearing.doubt(mailbox)
                 self._owner.registry.publish(mailbox)
             raise
 

@@ -1,11 +1,11 @@
 """Hears of other programs' changes in open mailboxes, by inotify, and has them looked at.
 
-One inotify descriptor per process watches new/ and cur/ of every open mailbox. Our own deliveries are known by their
-names; other changes of ours cause a look that is two `stat` calls and one for each name, since a change of ours records
-the mtimes it leaves. The names are needed because another program's change that falls into one of ours leaves an mtime
-that is taken for ours. Looks are merged: the first event of a mailbox is looked at at once, further ones while that
-look is under way cause one more. Where inotify is not to be had (its limits are per user and may be used up) the
-mailboxes are looked at every few seconds instead.
+One inotify descriptor per process watches new/ and cur/ of every open mailbox. What this process itself delivers,
+renames or removes is known by the names, unless it fails on its way; changes by other workers cause a look that is two
+`stat` calls and one for each name, since a change of ours records the mtimes it leaves. The names are needed because
+another program's change that falls into one of ours leaves an mtime that is taken for ours. Looks are merged: the first
+event of a mailbox is looked at at once, further ones while that look is under way cause one more. Where inotify is not
+to be had (its limits are per user and may be used up) the mailboxes are looked at every few seconds instead.
 
 Imports: mail.mailbox, log, gevent.    inotify(7).
 """
@@ -24,7 +24,7 @@ from gevent.pool import Group
 from mailsrv import log
 from mailsrv.errors import MailError
 from mailsrv.mail.mailbox import EVERY, Mailbox, Mailboxes
-from mailsrv.store.files import placed
+from mailsrv.store.files import came, placed, went
 from mailsrv.values import MailboxId
 
 MOST_HEARD = 50_000  # names of a mailbox: beyond them it is compared as a whole
@@ -128,6 +128,12 @@ class Watch:
         if not kept:
             self._heard.pop(mailbox, None)
 
+    def doubt(self, mailbox: MailboxId) -> None:
+        """The directories of an open mailbox are to be compared as a whole: of what is ours nothing was kept."""
+        if mailbox in self._states:
+            self._hear(mailbox, EVERY)
+            self._look_soon(mailbox)
+
     def _hear(self, mailbox: MailboxId, name: str) -> None:
         names = self._heard.setdefault(mailbox, {})
         self._events += 1
@@ -145,8 +151,8 @@ class Watch:
             number, mask, _, length = _EVENT.unpack_from(data, offset)
             name = data[offset + _EVENT.size : offset + _EVENT.size + length].rstrip(b"\0")
             offset += _EVENT.size + length
-            if mask & _MOVED_TO and placed.take(os.fsdecode(name)):
-                continue  # our own delivery, known already
+            if self._is_ours(mask, os.fsdecode(name)):
+                continue
             if mask & _OVERFLOW:
                 for mailbox in self._states:
                     self._hear(mailbox, EVERY)
@@ -160,6 +166,13 @@ class Watch:
         for mailbox in touched:
             self._look_soon(mailbox)
         return True
+
+    @staticmethod
+    def _is_ours(mask: int, name: str) -> bool:
+        """Whether this process did it: the index has it already, or has it soon."""
+        if mask & _MOVED_TO:
+            return came.take(name) or placed.take(name)
+        return bool(mask & (_MOVED_FROM | _DELETE)) and went.take(name)
 
     def _look_soon(self, mailbox: MailboxId) -> None:
         if mailbox in self._looking:

@@ -349,7 +349,7 @@ class AccountStore(Arrivals):
             if marked and "T" not in path.rpartition(":2,")[2]:
                 spared.add(path)  # another program took the mark away just now
             else:
-                files.unlink(path)
+                files.unlink_ours(path)
 
         for message in messages:
             path = locate.chase(message, unlink)
@@ -602,7 +602,7 @@ class _Renamer:
         for attempt in range(MOST_CHASES):
             new = changed(flags, keywords)
             try:
-                files.rename(source, f"{self._folder}/{names.path_of(message.base, *new, letters, False)}")
+                files.rename_ours(source, f"{self._folder}/{names.path_of(message.base, *new, letters, False)}")
                 return _Renamed(*new, letters, attempt == 0)
             except FileNotFoundError:
                 # Another program was quicker: what it made of the flags stays, but for what we were asked to change.

@@ -268,6 +268,7 @@ def storage_errors(what: str) -> Iterator[None]:
 MEMORY_BYTES = 256 * 1024
 COPY_BYTES = 1024 * 1024
 MOST_PLACED = 4096
+MOST_CHANGED = 16384  # as many events as the kernel keeps for a reader, inotify(7)
 
 
 class Incoming:
@@ -368,16 +369,17 @@ def unique_part(now: float) -> str:
     return f"{seconds}.M{int((now - seconds) * 1e6):06d}P{os.getpid()}Q{count}R{os.urandom(4).hex()}"
 
 
-class _Placed:
-    """Names this process has just given to files in new/, so that its own deliveries need not be looked into twice."""
+class _OwnNames:
+    """Names that this process gives to files, or takes from them, so that to hear of it is no news."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self._names: dict[str, None] = {}
+        self._most = most
 
     def add(self, name: str) -> None:
         self._names[name] = None
-        if len(self._names) > MOST_PLACED:  # of mailboxes that nobody watches
-            for old in list(self._names)[: MOST_PLACED // 2]:
+        if len(self._names) > self._most:  # of mailboxes that nobody watches
+            for old in list(self._names)[: self._most // 2]:
                 self._names.pop(old, None)
 
     def take(self, name: str) -> bool:
@@ -385,7 +387,32 @@ class _Placed:
         return self._names.pop(name, self) is None
 
 
-placed = _Placed()
+placed = _OwnNames(MOST_PLACED)  # deliveries to new/, whether somebody watches or not
+came, went = _OwnNames(MOST_CHANGED), _OwnNames(MOST_CHANGED)  # in mailboxes that are open here
+
+
+def rename_ours(source: str, target: str) -> None:
+    """`rename` of a message in a mailbox that is open in this process."""
+    old, new = os.path.basename(source), os.path.basename(target)
+    went.add(old)
+    came.add(new)
+    try:
+        rename(source, target)
+    except BaseException:  # whoever does the same later is somebody else
+        went.take(old)
+        came.take(new)
+        raise
+
+
+def unlink_ours(path: str) -> None:
+    """`unlink` of a message in a mailbox that is open in this process."""
+    name = os.path.basename(path)
+    went.add(name)
+    try:
+        unlink(path)
+    except BaseException:
+        went.take(name)
+        raise
 
 
 def temporary_name(directory: str) -> str:

@@ -1,5 +1,6 @@
 """Other programs' changes in open mailboxes are heard of and looked at; our own are not, and a closed one is left."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from mailsrv.mail.mailbox import EVERY, Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.mail.watch import Watch
 from mailsrv.store.account import AccountStore
-from mailsrv.store.files import Incoming, placed
+from mailsrv.store.files import Incoming, came, placed, went
+from mailsrv.store.sqlite import SqliteIndex
 from mailsrv.values import ANSWERED, DELETED, FLAGGED, SEEN, Account, AccountId, Address, FlagOp
 from mailsrv.wire import mime
 
@@ -245,6 +247,41 @@ def test_our_own_delivery_causes_no_look(start, account, looks):
     until(lambda: names.isdisjoint(placed._names))  # all were heard of
     assert watch.lag() == (0, 0.0) and looks == []
     assert count(state) == 5
+    state.close()
+
+
+def test_our_own_renames_and_removals_cause_no_look(start, account, looks):
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    for number in range(20):
+        deliver(mailboxes, account, f"own{number}")
+    del looks[:]
+    uids = list(range(1, 21))
+    state.store_flags(uids, FlagOp.ADD, SEEN | DELETED, ())
+    state.store_flags(uids[10:], FlagOp.REMOVE, DELETED, ())
+    assert state.expunge() == uids[:10]
+    until(lambda: not came._names and not went._names)  # all were heard of
+    assert looks == [] and watch._heard == {}
+    state.close()
+
+
+def test_what_failed_after_its_renames_is_looked_at(start, account, monkeypatch):
+    """A STORE whose commit fails leaves files renamed: nobody else tells, so the directory is compared."""
+    watch = Watch()
+    mailboxes = start(watch)
+    state = mailboxes.open(account, "INBOX")
+    deliver(mailboxes, account, "one")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(SqliteIndex, "update_flags", fail)
+        with pytest.raises(TemporaryFailure):
+            state.store_flags([1], FlagOp.ADD, SEEN, ())
+    until(lambda: shown(state) == {1: SEEN})
+    until(lambda: not watch._heard)
     state.close()
 
 
