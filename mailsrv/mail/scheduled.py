@@ -7,7 +7,7 @@ is asked before each attempt as in the Outbox. An entry that is over ends only w
 lies in the mailbox without an entry was never sent.
 
 Imports: mail.{accounts,intake,mailbox,outbox,queue}, store, counters, log, errors, values, gevent.
-docs/decisions/0037-scheduled-mail.md; RFC 5322 3.6, RFC 6409 8.
+docs/decisions/0040-scheduled-mail.md; RFC 5322 3.6, RFC 6409 8.
 """
 
 from __future__ import annotations
