@@ -516,12 +516,14 @@ def rate(directory: str, world: World, certificate: tuple[str, str], args: argpa
 def make_entries(root: str, count: int) -> list[str]:
     """Deferred entries as the queue leaves them, due in some hours; their ids."""
     from mailsrv.store.entry import Entry, Origin, Recipient, Stamp, to_text
-    from mailsrv.store.spool import Spool, new_id
+    from mailsrv.store.spool import Spool
     from mailsrv.values import Address, Disposition, Envelope, Outcome
 
     spool, now, text = Spool(root), Stamp.now(), b"From: u0@bench.test\r\nSubject: waits\r\n\r\n" + BODY[:500]
     spool.prepare()
-    digest, ids = hashlib.sha256(text).hexdigest(), [new_id() for _ in range(count)]
+    digest = hashlib.sha256(text).hexdigest()
+    accepted = [now.wall - 3600 * (1 - number / count) for number in range(count)]  # over the last hour
+    ids = [f"{int(wall * 1e6):014x}{number & 0xFFFF:04x}" for number, wall in enumerate(accepted)]
     for number, id in enumerate(ids):
         address = Address(f"r{number}", DOMAINS[number % 100])
         one = Recipient(address, destination=address.domain, next_at=now.wall + 7200 + number % 3600)
@@ -530,7 +532,7 @@ def make_entries(root: str, count: int) -> list[str]:
             id, Envelope(Address("u0", "bench.test")), [one], Origin(0, "s", "smtp"), len(text), digest, now.wall
         )
         entry.touch(now)
-        os.makedirs(f"{root}/{id[-2:]}", exist_ok=True)
+        os.makedirs(f"{root}/{id[7:9]}", exist_ok=True)
         with open(spool.message_path(id), "wb") as file:
             file.write(text)
         with open(spool.envelope_path(id), "wb") as file:

@@ -156,6 +156,8 @@ class Arrivals(Folders):
         for position, arrival in enumerate(arrivals):
             try:
                 staged[position] = self._write(arrival)
+                if len(arrivals) > 1:
+                    files.begin_sync(staged[position].fd)
             except MailError as failure:
                 outcomes[position] = failure
         for position in list(staged):

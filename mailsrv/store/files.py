@@ -152,6 +152,23 @@ def sync(fd: int) -> None:
     _sync_seconds += (_monotonic() - begun - _sync_seconds) / 16  # a lost update of another thread does no harm
 
 
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range: Any = None
+try:
+    _sync_file_range = ctypes.CDLL(None).sync_file_range
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+except (OSError, AttributeError):  # a libc without it
+    pass
+
+
+def begin_sync(fd: int) -> None:
+    """Have the disk begin with what was written, and do not wait: for several files that `sync` makes durable next. A
+    hint and no promise, see sync_file_range(2); where it fails, `sync` takes longer.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
 def sync_seconds() -> float:
     """How long a sync takes lately: a running mean of this process."""
     return _sync_seconds

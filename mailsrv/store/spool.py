@@ -28,7 +28,7 @@ from mailsrv.store import files
 from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_text
 from mailsrv.store.files import Incoming
 
-PARTS = frozenset(f"{number:02x}" for number in range(256))  # directories, by the end of the id
+PARTS = frozenset(f"{number:02x}" for number in range(256))  # directories: see part_of
 LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0  # what is half made is left alone that long
 HELD_SECONDS = 365 * 24 * 3600.0  # the mtime of an entry that waits for nothing but a word
@@ -66,6 +66,13 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def part_of(id: str) -> str:
+    """The directory of an entry, one of PARTS: by the second it was made in, so that what is accepted at the same time
+    is in the same directory, whose sync is one for all.
+    """
+    return id[7:9]  # of the hexadecimal microseconds: it moves on every 2**20 of them, and comes round after 268 s
+
+
 def time_of(id: str) -> float:
     """When the name was made, seconds since 1970."""
     return int(id[:14], 16) / 1e6
@@ -78,6 +85,49 @@ class StagedEntry:
     entry: Entry
     message: str
     envelope: str
+
+
+class _OpenFile:
+    """A file in tmp/ that was written and is not synced yet."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd, self.path = fd, path
+
+    @classmethod
+    def create(cls, path: str) -> _OpenFile:
+        files.step("create", path)
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), path)
+
+    def sync(self) -> None:
+        """Sync and close: its text survives a power cut from here on."""
+        with files.storage_errors("Writing to the queue"):
+            files.step("fsync", self.path)
+            files.sync(self.fd)
+        self._close()
+
+    def drop(self) -> None:
+        self._close()
+        files.unlink_quietly(self.path)
+
+    def _close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            files.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Both files, complete, in tmp/."""
+
+    entry: Entry
+    message: _OpenFile
+    envelope: _OpenFile
+
+    def begin_sync(self) -> None:
+        files.begin_sync(self.message.fd)
+        files.begin_sync(self.envelope.fd)
 
 
 class Spool:
@@ -99,83 +149,77 @@ class Spool:
             files.sync_directory(os.path.dirname(self.root))
 
     def message_path(self, id: str) -> str:
-        return f"{self.root}/{id[-2:]}/{id}.eml"
+        return f"{self.root}/{part_of(id)}/{id}.eml"
 
     def envelope_path(self, id: str) -> str:
-        return f"{self.root}/{id[-2:]}/{id}.json"
+        return f"{self.root}/{part_of(id)}/{id}.json"
 
     # -------------------------------------------------------------- making
 
     def stage(self, entry: Entry, message: Incoming, prefix: bytes = b"") -> StagedEntry:
         """Write and sync both files in tmp/; size and hash of the message are put into the entry."""
-        made = ""
+        return self._sync_written(self._write(entry, message, prefix))
+
+    def _write(self, entry: Entry, message: Incoming, prefix: bytes) -> _Written:
+        with files.storage_errors("Writing the message to the queue"):
+            text = self._write_message(entry, message, prefix)
         try:
-            with files.storage_errors("Writing the message to the queue"):
-                made = self._stage_message(entry, message, prefix)
-            return StagedEntry(entry, made, self._stage_envelope(entry))
+            return _Written(entry, text, self._write_envelope(entry))
         except BaseException:
-            if made:
-                files.unlink_quietly(made)
+            text.drop()
             raise
 
-    def _stage_message(self, entry: Entry, message: Incoming, prefix: bytes) -> str:
+    def _sync_written(self, written: _Written) -> StagedEntry:
+        """Both files survive a power cut from here on. A sync that fails is final: both are removed."""
+        try:
+            written.message.sync()
+            written.envelope.sync()
+        except BaseException:
+            written.message.drop()
+            written.envelope.drop()
+            raise
+        return StagedEntry(written.entry, written.message.path, written.envelope.path)
+
+    def _write_message(self, entry: Entry, message: Incoming, prefix: bytes) -> _OpenFile:
         own = message.prefix == prefix and message.directory == self.tmp_dir
         taken = message.take_file() if own else None
-        if taken is not None:
-            fd, path = taken
-        else:
-            path = f"{self.tmp_dir}/{entry.id}.eml"
-            files.step("create", path)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        made = _OpenFile(*taken) if taken is not None else _OpenFile.create(f"{self.tmp_dir}/{entry.id}.eml")
         try:
+            text = message.text() if taken is None else None
             if taken is None:
-                text = message.text()
-                whole = prefix if text is None else prefix + text
-                files.write_all(fd, whole)
+                files.write_all(made.fd, prefix if text is None else prefix + text)
                 if text is None:
-                    message.write_to(fd)
-                    entry.size, entry.sha256 = _digest(fd)
-                else:
-                    entry.size, entry.sha256 = len(whole), hashlib.sha256(whole).hexdigest()
+                    message.write_to(made.fd)
+            if text is None:
+                entry.size, entry.sha256 = _digest(made.fd)
             else:
-                entry.size, entry.sha256 = _digest(fd)
-            files.step("fsync", path)
-            files.sync(fd)
+                entry.size, entry.sha256 = len(prefix) + len(text), hashlib.sha256(prefix + text).hexdigest()
         except BaseException:
-            files.unlink_quietly(path)
+            made.drop()
             raise
-        finally:
-            files.close(fd)
-        return path
+        return made
 
-    def _stage_envelope(self, entry: Entry, owner: os.stat_result | None = None) -> str:
+    def _write_envelope(self, entry: Entry, owner: os.stat_result | None = None) -> _OpenFile:
         now = self.now()
         entry.touch(now)
-        path = f"{files.temporary_name(self.tmp_dir)}.json"
         with files.storage_errors("Writing to the queue"):
+            made = _OpenFile.create(f"{files.temporary_name(self.tmp_dir)}.json")
             try:
-                files.step("create", path)
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-                try:
-                    files.write_all(fd, to_text(entry))
-                    if owner is not None and owner.st_uid != os.geteuid():
-                        os.fchown(fd, owner.st_uid, owner.st_gid)  # root's change must not lock the server out
-                    due = now.wall + min(entry.wait(now), HELD_SECONDS)
-                    os.utime(fd, (due, due))
-                    files.step("fsync", path)
-                    files.sync(fd)
-                finally:
-                    files.close(fd)
+                files.write_all(made.fd, to_text(entry))
+                if owner is not None and owner.st_uid != os.geteuid():
+                    os.fchown(made.fd, owner.st_uid, owner.st_gid)  # root's change must not lock the server out
+                due = now.wall + min(entry.wait(now), HELD_SECONDS)
+                os.utime(made.fd, (due, due))
             except BaseException:
-                files.unlink_quietly(path)
+                made.drop()
                 raise
-        return path
+        return made
 
     def commit(self, staged: StagedEntry) -> None:
         """The entry exists, and survives a power cut, when this returns. On failure nothing of it is left."""
         try:
             self._place(staged)
-            self._sync_part(staged.entry.id[-2:])
+            self._sync_part(part_of(staged.entry.id))
         except BaseException:
             self._take_back(staged)
             raise
@@ -198,7 +242,7 @@ class Spool:
 
     def _make_part(self, id: str) -> None:
         try:
-            files.make_directory(f"{self.root}/{id[-2:]}")
+            files.make_directory(f"{self.root}/{part_of(id)}")
         except FileExistsError:
             pass  # another process was faster; its sync may not be done yet
         files.sync_directory(self.root)
@@ -232,16 +276,25 @@ class Spool:
         return os.path.lexists(f"{self.damaged_dir}/{id}.why")
 
     def put_all(self, made: Sequence[tuple[Entry, Incoming, bytes]]) -> list[Exception | None]:
-        """The same for several entries, each with an outcome of its own; a directory is synced once for all of them."""
+        """The same for several entries, each with an outcome of its own; a directory is synced once for all of them.
+
+        All are written before the first is synced, so that the disk has them to write together.
+        """
         outcomes: list[Exception | None] = [None] * len(made)
+        written: list[tuple[int, _Written]] = []
         parts: dict[str, list[tuple[int, StagedEntry]]] = {}
         for number, one in enumerate(made):
             try:
-                staged = self.stage(*one)
+                written.append((number, self._write(*one)))
+                if len(made) > 1:
+                    written[-1][1].begin_sync()
             except Exception as failure:  # of one, and no concern of the others
                 outcomes[number] = failure
-                continue
-            parts.setdefault(one[0].id[-2:], []).append((number, staged))
+        for number, both in written:
+            try:
+                parts.setdefault(part_of(both.entry.id), []).append((number, self._sync_written(both)))
+            except Exception as failure:
+                outcomes[number] = failure
         for part, members in parts.items():
             for number, staged in members:
                 try:
@@ -339,7 +392,7 @@ class Spool:
         """
         with self._owned(id):
             entry = self._change(id, act)
-            self._sync_part(id[-2:])
+            self._sync_part(part_of(id))
             return entry
 
     def change_all(self, changes: Sequence[tuple[str, Callable[[Entry], bool]]]) -> list[Entry | Exception]:
@@ -354,12 +407,12 @@ class Spool:
                     outcomes.append(self._change(id, act))
             except Exception as failure:  # of one, and no concern of the others
                 outcomes.append(failure)
-        for part in dict.fromkeys(id[-2:] for id, _ in changes):
+        for part in dict.fromkeys(part_of(id) for id, _ in changes):
             try:
                 self._sync_part(part)
             except TemporaryFailure as failure:
                 for number, (id, _) in enumerate(changes):
-                    if id[-2:] == part and isinstance(outcomes[number], Entry):
+                    if part_of(id) == part and isinstance(outcomes[number], Entry):
                         outcomes[number] = failure
         return outcomes
 
@@ -376,12 +429,18 @@ class Spool:
         """End the entry, or take back one that was just made."""
         with self._owned(id):
             self._remove(id)
-            self._sync_part(id[-2:])
+            self._sync_part(part_of(id))
 
     def _replace(self, entry: Entry) -> None:
         with files.storage_errors("Writing to the queue"):
             owner = os.stat(self.envelope_path(entry.id))
-        path = self._stage_envelope(entry, owner)
+        made = self._write_envelope(entry, owner)
+        try:
+            made.sync()
+        except BaseException:
+            made.drop()
+            raise
+        path = made.path
         with files.storage_errors("Writing to the queue"):
             try:
                 files.rename(path, self.envelope_path(entry.id))
@@ -433,7 +492,7 @@ class Spool:
                 except FileNotFoundError:
                     pass
             files.sync_directory(self.damaged_dir)
-            self._sync_part(id[-2:])
+            self._sync_part(part_of(id))
 
     def damaged(self) -> list[tuple[str, str]]:
         """(id, reason) of what was put aside."""

@@ -15,7 +15,18 @@ from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
 from mailsrv.store.entry import FAILED, SENT, Entry, EntryDamaged, Origin, Recipient, Stamp
 from mailsrv.store.files import Incoming
-from mailsrv.store.spool import PARTS, EntryBusy, EntryGone, Ownership, QueueLocked, Spool, is_id, new_id, time_of
+from mailsrv.store.spool import (
+    PARTS,
+    EntryBusy,
+    EntryGone,
+    Ownership,
+    QueueLocked,
+    Spool,
+    is_id,
+    new_id,
+    part_of,
+    time_of,
+)  # fmt: skip
 from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
 
 TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
@@ -62,7 +73,7 @@ def test_an_entry_is_two_plain_files(spool):
     one = entry(origin=Origin(7, "smtp-1", "submission"), not_before=time.time() + 100)
     one.recipients.append(Recipient(CY, options, via=Address("sales", "example.com")))
     spool.put(one, incoming(spool), b"Received: from x\r\n")
-    part = f"{one.id[-2:]}/{one.id}"
+    part = f"{one.id[7:9]}/{one.id}"
     assert tree(spool) == [f"{part}.eml", f"{part}.json"]
     assert Path(spool.message_path(one.id)).read_bytes() == b"Received: from x\r\n" + TEXT
     value = json.loads(Path(spool.envelope_path(one.id)).read_text())
@@ -108,7 +119,7 @@ def test_the_order_of_a_creation(spool, steps):
     steps.clear()
     spool.put(one, incoming(spool))
     message, envelope = spool.message_path(one.id), spool.envelope_path(one.id)
-    assert [step for step, _ in steps] == ["create", "fsync", "create", "fsync", "rename", "rename", "fsync"]
+    assert [step for step, _ in steps] == ["create", "create", "fsync", "fsync", "rename", "rename", "fsync"]
     assert [path for _, path in steps][4:] == [message, envelope, os.path.dirname(message)]
     steps.clear()
     spool.change(one.id, lambda entry: True)
@@ -124,8 +135,15 @@ def several(spool: Spool, count: int, part: str = "ab") -> list[Entry]:
     os.makedirs(f"{spool.root}/{part}", exist_ok=True)
     made = [entry() for _ in range(count)]
     for one in made:
-        one.id = one.id[:-2] + part
+        one.id = one.id[:7] + part + one.id[9:]
     return made
+
+
+def test_what_is_accepted_in_one_second_shares_a_directory():
+    """Whose sync is then one for all; over five minutes all directories have their share."""
+    second, slot = 1_764_000_000_000_000 >> 20 << 20, 1 << 20
+    assert len({part_of(f"{second + number * 1000:014x}abcd") for number in range(1000)}) == 1
+    assert {part_of(f"{second + number * slot:014x}abcd") for number in range(256)} == PARTS
 
 
 def test_several_are_synced_before_their_directory_and_that_once(spool, steps):
@@ -133,7 +151,7 @@ def test_several_are_synced_before_their_directory_and_that_once(spool, steps):
     steps.clear()
     assert spool.put_all([(one, incoming(spool), b"") for one in made]) == [None] * 3
     names = [step for step, _ in steps]
-    assert names == ["create", "fsync"] * 6 + ["rename"] * 4 + ["fsync"] + ["rename"] * 2 + ["fsync"]
+    assert names == ["create"] * 6 + ["fsync"] * 6 + ["rename"] * 4 + ["fsync"] + ["rename"] * 2 + ["fsync"]
     assert len(whole(spool)) == 3
     steps.clear()
     spool.change_all([(one.id, lambda entry: False) for one in made])
@@ -250,7 +268,7 @@ def old(spool: Spool) -> None:
         later.sweep(part)
     later.sweep_tmp()
     assert spool.ids() == before
-    assert tree(spool) == sorted(f"{id[-2:]}/{id}.{kind}" for id in before for kind in ("eml", "json"))
+    assert tree(spool) == sorted(f"{id[7:9]}/{id}.{kind}" for id in before for kind in ("eml", "json"))
 
 
 def test_s25_creation_ends_anywhere(tmp_path, dies_at_every_step):
@@ -275,7 +293,7 @@ def test_s25_the_first_entry_of_a_directory(spool, steps):
     one = entry()
     spool.put(one, incoming(spool))
     names = [(step, os.path.basename(path)) for step, path in steps][4:]
-    part, message, envelope = one.id[-2:], f"{one.id}.eml", f"{one.id}.json"
+    part, message, envelope = one.id[7:9], f"{one.id}.eml", f"{one.id}.json"
     assert names == [
         ("rename", message), ("mkdir", part), ("fsync", "queue"), ("rename", message), ("rename", envelope),
         ("fsync", part),
@@ -557,5 +575,5 @@ def test_another_boot_with_another_clock(tmp_path, passed, age, wait):
 def test_what_is_held_waits_for_a_word(spool):
     id = put(spool, entry(hold=True))
     assert spool.load(id).wait(spool.now()) == float("inf")
-    [(found, due)] = spool.scan(id[-2:])
+    [(found, due)] = spool.scan(id[7:9])
     assert found == id and due > time.time() + 300 * 86400
