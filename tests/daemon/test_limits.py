@@ -133,6 +133,7 @@ def test_s20_an_old_telephone_locks_nobody_out(daemon, imap):
     server = daemon(**{"server.workers": 2, **OPEN})
     assert all(b" NO [AUTHENTICATIONFAILED] " in text for text in fail_at_once(server, ["the old password"] * 12))
     imap(server.connect("imap")).ok("NOOP")
+    until(lambda: server.log.read_text().count(" repeated=") >= 12, "logged")
     log = server.log.read_text()
     assert log.count("repeated=no user=ann@example.com") == 1
     assert log.count("repeated=yes user=ann@example.com") == 11

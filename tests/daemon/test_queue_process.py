@@ -20,7 +20,8 @@ def submit(server, recipient: str, subject: str) -> None:
 
 
 def runner_pid(server) -> int:
-    return int(re.findall(r"process-started name=queue pid=(\d+)", server.log.read_text())[-1])
+    pids = until(lambda: re.findall(r"process-started name=queue pid=(\d+)", server.log.read_text()), "logged")
+    return int(pids[-1])
 
 
 def waiting(server) -> dict:
@@ -70,7 +71,7 @@ def test_what_a_worker_puts_into_the_mailbox_for_scheduled_mail_the_runner_sends
     [row] = until(lambda: json.loads(server.command("queue", "list", "--json").stdout), "an entry")
     assert row["state"] == "scheduled" and row["sender"] == f"ann@{DOMAIN}" and row["recipients"] == [f"bo@{DOMAIN}"]
     assert "lies in its sender's mailbox for scheduled mail" in server.command("queue", "why", row["id"]).stdout
-    assert "scheduled id=" in server.log.read_text()
+    until(lambda: "scheduled id=" in server.log.read_text(), "logged")
     server.command("queue", "retry", row["id"])
     until(lambda: list(server.maildir("bo").glob("new/*")), "delivered")
     until(lambda: list((server.maildir("ann") / ".Sent" / "cur").glob("*")), "put away")

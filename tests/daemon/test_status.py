@@ -190,7 +190,7 @@ def test_kick_tells_the_client_why_and_ends_the_session(daemon, imap, by):
         assert other.until(b"* BYE")
     else:
         other.ok("NOOP")
-    assert "kicked session=" + row["session"] in server.log.read_text()
+    until(lambda: "kicked session=" + row["session"] in server.log.read_text(), "logged")
     assert server.stop() == 0
 
 
