@@ -42,6 +42,7 @@ MOST_STEPS = 10
 MOST_NAMED = 5  # in one message to the administrator
 KEPT_ANSWERS = 10_000
 ENABLED_SECONDS = 0.05
+FRESH_SECONDS = 0.01  # a command that changed something has not ended by then
 PLUS = "+"
 
 SCHEMA = """
@@ -136,6 +137,7 @@ class Accounts:
         self._pid = 0
         self._lock = threading.RLock()
         self._remembered: dict[tuple[str, object], object] = {}
+        self._asked_at = 0.0
         self._enabled: dict[AccountId, tuple[bool, float]] = {}
         self._version = -1
         self._connect()
@@ -211,7 +213,11 @@ class Accounts:
                 self._enabled.clear()
 
     def _memory(self) -> dict[tuple[str, object], object]:
-        """What is remembered, emptied if the database was changed by anybody else."""
+        """What is remembered, emptied if the database was changed by anybody else: seen after FRESH_SECONDS at most."""
+        now = time.monotonic()
+        if now - self._asked_at < FRESH_SECONDS:
+            return self._remembered
+        self._asked_at = now
         version = self._ask("PRAGMA data_version")[0][0]
         if version != self._version or len(self._remembered) > KEPT_ANSWERS:
             self._remembered.clear()

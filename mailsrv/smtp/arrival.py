@@ -8,8 +8,10 @@ from __future__ import annotations
 import email.utils
 import os
 import re
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mailsrv.mail.intake import Recipient
 from mailsrv.net.stream import Stream
@@ -26,13 +28,19 @@ _RECEIVED = re.compile(rb"(?im)^Received:")
 _DELIVERED = re.compile(rb"(?im)^Delivered-To:[ \t]*+([^\r\n]{1,320}+)\r?$")
 
 
+@lru_cache(2)
+def date_of(second: int) -> str:
+    """As it is written in a header (RFC 5322 3.3); many messages come in one second."""
+    return email.utils.formatdate(second, localtime=True)
+
+
 class Trace:
     """The lines that go before the message (RFC 5321 4.4); `received` is the Received line up to its `for`."""
 
     def __init__(self, sender: Address | None, received: str, *, one: bool) -> None:
         self._sender = "" if sender is None else written(sender)
         self._received = received
-        self._date = email.utils.formatdate(localtime=True)
+        self._date = date_of(int(time.time()))
         self._one = one
 
     def local(self, recipient: Recipient) -> bytes:
@@ -140,7 +148,7 @@ def _missing_fields(header: bytes, host: str) -> bytes:
     names = {line.partition(b":")[0].strip().lower() for line in header.split(b"\r\n") if line[:1] not in b" \t"}
     added = b""
     if b"date" not in names:
-        added += f"Date: {email.utils.formatdate(localtime=True)}\r\n".encode()
+        added += f"Date: {date_of(int(time.time()))}\r\n".encode()
     if b"message-id" not in names:
         added += f"Message-ID: <{os.urandom(12).hex()}@{host}>\r\n".encode()
     return added

@@ -17,6 +17,7 @@ from mailsrv.wire.errors import WireError
 COMMAND_OCTETS = 512  # RFC 5321 4.5.3.1.4
 AUTH_OCTETS = 12288  # RFC 4954 4
 MAIL_OCTETS = 2048  # with the growth its extensions allow
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _VERB = re.compile(r"[A-Za-z]{1,20}(?= |$)")
 _KEYWORD = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,31})(?:=([!-<>-~\u0080-\U0010ffff]{1,1024}))?")
 _DATE_TIME = re.compile(
@@ -69,7 +70,7 @@ class Reply:
 
 def parse_command(line: bytes) -> Command:
     """A command line without its CRLF. WireError for control characters, 8-bit rubbish or no verb (S5)."""
-    if any(octet < 0x20 or octet == 0x7F for octet in line):
+    if _CONTROL.search(line):
         raise WireError("Control character in a command")
     try:
         text = line.decode("utf-8")

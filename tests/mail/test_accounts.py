@@ -228,8 +228,13 @@ def test_answers_are_remembered_while_nothing_changes(accounts):
     real = accounts._ask
     accounts._ask = lambda sql, values=(): asked.append(sql) or real(sql, values)
     for _ in range(3):
+        accounts._asked_at = 0.0  # as if FRESH_SECONDS had gone by
         names(accounts, "ann@example.com")
     assert set(asked) == {"PRAGMA data_version"}
+    accounts._asked_at = float("inf")
+    del asked[:]
+    names(accounts, "ann@example.com")
+    assert asked == []
 
 
 @pytest.mark.parametrize(
