@@ -8,6 +8,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import json
+import os
 import select
 import socket
 import ssl
@@ -29,6 +30,15 @@ from mailsrv.start import SERVICES, bind_all, tls_context
 DOMAIN = "example.com"
 USERS = ("ann", "bo", "cy")
 PASSWORD = "correct horse"
+
+
+@pytest.fixture(autouse=True)
+def _own_umask() -> Iterator[None]:
+    """A command that runs in this process sets the process's umask; the next test begins as this one did."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")

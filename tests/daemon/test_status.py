@@ -122,7 +122,11 @@ def test_watch_shows_it_again_and_again(daemon):
     server = daemon()
     command = [sys.executable, "-m", "mailsrv", "status", "--watch", "--seconds", "0.1", "--json"]
     with subprocess.Popen(
-        [*command, "--config", server.settings.path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*command, "--config", server.settings.path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     ) as watching:
         for _ in range(3):
             assert json.loads(watching.stdout.readline())["running"] is True
