@@ -662,6 +662,8 @@ class Mailboxes:
         state: Mailbox | None = self._open.get(info.id) or self._closed.get(info.id)
         if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
             mail.run_long(mail.store.refreshed, info.id.number)  # another program may have changed the directory since
+            if self.hearing.heard(info.id):  # within a change of ours, so that the directory's mtime does not say it
+                self.reconcile(state)
             state.mark_stale()
             state.refresh()
         else:

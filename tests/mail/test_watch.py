@@ -236,6 +236,20 @@ def test_b14_what_others_did_to_flags_counts_before_ours_does(start, account):
     state.close()
 
 
+def test_who_opens_a_mailbox_sees_what_was_heard_and_not_looked_at_yet(start, account, monkeypatch):
+    """Another program's rename that falls into the same tick as a change of ours: no mtime says it (decision 38)."""
+    mailboxes = start(Watch())
+    state = mailboxes.open(account, "INBOX")
+    name = deliver(mailboxes, account, "one")
+    monkeypatch.setattr(module, "OWN_QUIET_SECONDS", 10.0)
+    monkeypatch.setattr(AccountStore, "refreshed", lambda self, number: False)
+    os.rename(f"{folder(account)}/new/{name}", f"{folder(account)}/cur/{name}:2,F")
+    again = mailboxes.open(account, "INBOX")
+    assert list(again.flags) == [FLAGGED]
+    again.close()
+    state.close()
+
+
 def test_our_own_delivery_causes_no_look(start, account, looks):
     watch = Watch()
     mailboxes = start(watch)
