@@ -41,7 +41,6 @@ MOST_TARGETS = 100
 MOST_STEPS = 10
 MOST_NAMED = 5  # in one message to the administrator
 KEPT_ANSWERS = 10_000
-ENABLED_SECONDS = 0.05
 FRESH_SECONDS = 0.01  # a command that changed something has not ended by then
 PLUS = "+"
 
@@ -138,7 +137,6 @@ class Accounts:
         self._lock = threading.RLock()
         self._remembered: dict[tuple[str, object], object] = {}
         self._asked_at = 0.0
-        self._enabled: dict[AccountId, tuple[bool, float]] = {}
         self._version = -1
         self._connect()
 
@@ -210,7 +208,6 @@ class Accounts:
                 raise TemporaryFailure(f"accounts database: {failure}") from failure
             finally:
                 self._remembered.clear()
-                self._enabled.clear()
 
     def _memory(self) -> dict[tuple[str, object], object]:
         """What is remembered, emptied if the database was changed by anybody else: seen after FRESH_SECONDS at most."""
@@ -273,16 +270,11 @@ class Accounts:
         return memory[key]  # type: ignore[return-value]
 
     def enabled(self, account: AccountId) -> bool:
-        """Asked before every command of every session: what another process changed is seen after ENABLED_SECONDS."""
-        now = time.monotonic()
-        known, asked_at = self._enabled.get(account, (False, 0.0))
-        if now - asked_at < ENABLED_SECONDS:
-            return known
-        rows = self._ask("SELECT enabled FROM users WHERE id=?", (account,))
-        if len(self._enabled) > KEPT_ANSWERS:
-            self._enabled.clear()
-        self._enabled[account] = (bool(rows and rows[0][0]), now)
-        return self._enabled[account][0]
+        memory, key = self._memory(), ("enabled", account)
+        if key not in memory:
+            rows = self._ask("SELECT enabled FROM users WHERE id=?", (account,))
+            memory[key] = bool(rows and rows[0][0])
+        return bool(memory[key])
 
     def is_local(self, domain: str) -> bool:
         memory, key = self._memory(), ("domain", domain.lower())
