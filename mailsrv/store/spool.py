@@ -101,10 +101,14 @@ class _OpenFile:
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), path)
 
     def sync(self) -> None:
-        """Sync and close: its text survives a power cut from here on."""
-        with files.storage_errors("Writing to the queue"):
-            files.step("fsync", self.path)
-            files.sync(self.fd)
+        """Sync and close: its text survives a power cut. A sync that fails is final: the file is removed."""
+        try:
+            with files.storage_errors("Writing to the queue"):
+                files.step("fsync", self.path)
+                files.sync(self.fd)
+        except BaseException:
+            self.drop()
+            raise
         self._close()
 
     def drop(self) -> None:
@@ -435,11 +439,7 @@ class Spool:
         with files.storage_errors("Writing to the queue"):
             owner = os.stat(self.envelope_path(entry.id))
         made = self._write_envelope(entry, owner)
-        try:
-            made.sync()
-        except BaseException:
-            made.drop()
-            raise
+        made.sync()
         path = made.path
         with files.storage_errors("Writing to the queue"):
             try:
