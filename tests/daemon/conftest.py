@@ -86,19 +86,13 @@ class Daemon:
         assert self.process is not None
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
 
-        def named() -> list[str] | None:
-            """The children's names and pids, once the log has told each: a moment after the fork."""
-            names = {
-                pid: name for name, pid in re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())
-            }
-            children = path.read_text().split()
-            return (
-                [f"{names[pid]} {pid}" for pid in children]
-                if children and all(pid in names for pid in children)
-                else None
-            )
+        def named() -> dict[str, str] | None:
+            """Names by pid, as soon as the log has told that of each child: it is written a moment after the fork."""
+            told = re.findall(r"process-started name=(\S+) pid=(\d+)", self.log.read_text())
+            names, children = {pid: name for name, pid in told}, path.read_text().split()
+            return {pid: names[pid] for pid in children} if names.keys() >= set(children) else None
 
-        return [int(one.split()[1]) for one in until(named, "named children") if one.startswith("worker-")]
+        return [int(pid) for pid, name in until(named, "named children").items() if name.startswith("worker-")]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the server and wait for it; its exit code."""
