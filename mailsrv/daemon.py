@@ -64,6 +64,7 @@ RETRY_SECONDS = 10.0
 MOST_PROBES = 32  # connections of one process
 GOODBYES_A_SECOND = 100  # at a stop, of each listener; more when the time is short
 CERTIFICATES_SECONDS = 60.0  # between two looks at their files
+WANTED = (signal.SIGHUP, signal.SIGUSR1)  # a process that begins keeps these until it can act on them
 
 
 def throttle_limits(config: Config) -> throttle.Limits:
@@ -250,6 +251,7 @@ class Server:
         gevent.signal_handler(signal.SIGUSR2, replace or self.leave)
         gevent.signal_handler(signal.SIGHUP, gevent.spawn, self.reload)
         gevent.signal_handler(signal.SIGUSR1, gevent.spawn, offload, reopen_log)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WANTED)
         self.start()
         self.run_until_stopped()
 

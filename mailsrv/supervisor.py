@@ -26,7 +26,7 @@ from gevent.socket import wait_read
 from mailsrv import log, privileges, systemd
 from mailsrv.certificates import self_signed
 from mailsrv.config import Config
-from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, Server
+from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, WANTED, Server
 from mailsrv.detach import Starter, detach
 from mailsrv.handover import Inheritance, Successor
 from mailsrv.heartbeat import Heartbeats
@@ -326,8 +326,10 @@ class _Supervisor:
         parent = os.getpid()
         child = self._children[seat]
         self._beats.clear(seat)
+        signal.pthread_sigmask(signal.SIG_BLOCK, WANTED)  # the child would die of one before it has its handlers
         pid = _fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WANTED)
             self._running[pid] = _Running(seat, pid, time.monotonic())
             log.info("process started", name=child.name, pid=pid)
             return

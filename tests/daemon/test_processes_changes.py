@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.conftest import ROOT, SECONDS, until
+from tests.daemon.conftest import ROOT, SECONDS, Daemon, until
 from tests.daemon.test_processes import TEXT, deliver, send, smtp_connection
 
 
@@ -141,6 +141,39 @@ def test_f02_sigusr1_opens_the_log_again(daemon):
     deliver(server)
     told(server, r"info delivered ", 2)
     assert rotated.read_text() == before
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def held(tmp_path, certificate, authority_path, password_hash):
+    """(a server of two workers, a file): processes that begin while the file is there do not serve yet."""
+    server = Daemon(tmp_path, certificate, authority_path, password_hash, **{"server.workers": 2})
+    file = tmp_path / "hold"
+    try:
+        server.start(sys.executable, "-m", "tests.daemon.held", str(file))
+        yield server, file
+    finally:
+        file.unlink(missing_ok=True)
+        server.close()
+
+
+def test_a_worker_that_only_begins_hears_the_signals_when_it_serves(held):
+    server, file = held
+    before = until(lambda: len(found := server.workers()) == 2 and found, "two workers")
+    file.touch()
+    os.kill(before[1], signal.SIGKILL)
+    until(lambda: before[1] not in server.workers(), "its death is seen")
+    [late] = until(lambda: len(found := server.workers()) == 2 and set(found) - set(before), "the next worker begins")
+    rotated = server.log.rename(server.log.with_name("log.1"))
+    server.process.send_signal(signal.SIGUSR1)
+    until(server.log.exists, "the new file")
+    server.process.send_signal(signal.SIGHUP)
+    told(server, "settings-loaded ")
+    file.unlink()
+    told(server, "settings-loaded ", 4)  # the supervisor, two workers, the queue
+    assert alive(late) and "process-died" not in server.log.read_text()
+    files = Path(f"/proc/{late}/fd")
+    until(lambda: str(rotated) not in map(os.readlink, files.iterdir()), "the rotated file is let go")
     assert server.stop() == 0
 
 
