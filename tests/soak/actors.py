@@ -5,6 +5,7 @@ import re
 import smtplib
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import gevent
 
@@ -36,6 +37,16 @@ class Ledger:
         ]  # fmt: skip
 
 
+@contextmanager
+def closed_if_it_fails(client):
+    """A server that ends between a client's first words leaves it to nobody else."""
+    try:
+        yield
+    except BaseException:
+        client.close()
+        raise
+
+
 class Imap:
     """A session with a mailbox selected: what it was told of its size, and commands."""
 
@@ -46,8 +57,9 @@ class Imap:
         else:
             self.wire = connect(server.ports["imap"])
         self.number, self.count = 0, 0
-        self.wire.response()
-        self.say(f'LOGIN {user}@{DOMAIN} "{PASSWORD}"')
+        with closed_if_it_fails(self):
+            self.wire.response()
+            self.say(f'LOGIN {user}@{DOMAIN} "{PASSWORD}"')
 
     def take(self, response):
         if response.kind == "EXISTS":
@@ -132,7 +144,8 @@ class Actor:
 
     def begin(self):
         client = Imap(self.server, self.user, self.service())
-        client.say("SELECT INBOX")
+        with closed_if_it_fails(client):
+            client.say("SELECT INBOX")
         return client
 
     def message(self, size):
@@ -197,7 +210,8 @@ class Sender(Actor):
             client = smtplib.SMTP_SSL(
                 "127.0.0.1", self.server.ports["submissions"], timeout=30, context=self.server.tls
             )
-            client.login(f"{self.user}@{DOMAIN}", PASSWORD)
+            with closed_if_it_fails(client):
+                client.login(f"{self.user}@{DOMAIN}", PASSWORD)
             self.origin = f"{self.user}@{DOMAIN}"
         else:
             client = smtplib.SMTP("127.0.0.1", self.server.ports["smtp"], timeout=30)

@@ -9,7 +9,7 @@ from tests.soak.run import Soak
 SECONDS = 20
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_nothing_is_lost_while_workers_are_killed_and_settings_reloaded(
     tmp_path, certificate, authority_file, password_hash
 ):
