@@ -1,79 +1,22 @@
-"""Reads what certificates say, and makes them: for a private installation an authority of its own and a server
-certificate signed by it, or one that nobody vouches for.
+"""What certificates say: whom they are for and when they end.
 
-Imports: cryptography.    RFC 5280.
+Read without a library: every process of the server does it, and `cryptography` would take 9 MB of memory for that
+(decision 41). Nothing is verified here; whether a file can be served is OpenSSL's to say.
+
+RFC 5280 4.1 and 4.2.1.6, RFC 7468 (PEM), X.690 8.1 and 10.1 (DER).
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
-import os
+import re
 from dataclasses import dataclass
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-AUTHORITY_DAYS, SERVER_DAYS = 3650, 397
-
-
-def make(directory: str, host: str, addresses: list[str]) -> None:
-    """Write `ca.pem`, `server.pem` (with the authority behind it) and `server.key`; what is there stays."""
-    paths = [f"{directory}/{name}" for name in ("ca.pem", "server.pem", "server.key")]
-    if all(os.path.exists(path) for path in paths):
-        return
-    now = datetime.datetime.now(datetime.UTC)
-    authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority_name = _name(f"mailsrv private authority for {host}")
-    authority = (
-        _builder(authority_name, authority_name, authority_key.public_key(), now, AUTHORITY_DAYS)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    names: list[x509.GeneralName] = [x509.DNSName(host)]
-    names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-    server = (
-        _builder(_name(host), authority_name, server_key.public_key(), now, SERVER_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    key = server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(paths[2], key, 0o600)
-    _write(paths[1], server.public_bytes(pem) + authority.public_bytes(pem), 0o644)
-    _write(paths[0], authority.public_bytes(pem), 0o644)
-
-
-def self_signed(certificate: str, key: str, host: str) -> None:
-    """A certificate that nobody vouches for, and its key; what is there stays until its last month. OSError if the
-    files cannot be written.
-    """
-    try:
-        if expiry(certificate) > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30):
-            return
-    except (OSError, ValueError):
-        pass  # not there, or not what it should be
-    os.makedirs(os.path.dirname(certificate), mode=0o700, exist_ok=True)
-    private = ec.generate_private_key(ec.SECP256R1())
-    made = (
-        _builder(_name(host), _name(host), private.public_key(), datetime.datetime.now(datetime.UTC), SERVER_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    _write(key, private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()), 0o600)
-    _write(certificate, made.public_bytes(pem), 0o644)
+_PEM = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----(.+?)-----END ", re.DOTALL)
+_UTC_TIME, _VERSION, _EXTENSIONS, _DNS_NAME, _ADDRESS = 0x17, 0xA0, 0xA3, 0x82, 0x87  # tags
+_ALTERNATIVE_NAMES = b"\x55\x1d\x11"  # 2.5.29.17
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,63 +38,68 @@ class Known:
 def examine(path: str) -> Known:
     """Never raises: what cannot be read is known as that."""
     try:
-        found = _first(path)
+        return _read(path)
     except (OSError, ValueError) as failure:
         return Known(path, problem=getattr(failure, "strerror", None) or f"no certificate: {failure}")
-    return Known(path, _names(found), found.not_valid_after_utc, found.issuer == found.subject)
 
 
 def names(path: str) -> tuple[str, ...]:
     """Whom the first certificate of a file is for. OSError, or ValueError for a file that holds none."""
-    return _names(_first(path))
-
-
-def _first(path: str) -> x509.Certificate:
-    with open(path, "rb") as file:
-        return x509.load_pem_x509_certificate(file.read())
-
-
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    try:
-        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    found = alternative.get_values_for_type(x509.DNSName)
-    return (*found, *(str(address) for address in alternative.get_values_for_type(x509.IPAddress)))
+    return _read(path).names
 
 
 def expiry(path: str) -> datetime.datetime:
-    """When the first certificate of a file ends. ValueError for a file that holds none."""
-    return _first(path).not_valid_after_utc
+    """When the first certificate of a file ends. OSError, or ValueError for a file that holds none."""
+    ends = _read(path).ends
+    assert ends is not None
+    return ends
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
+def _read(path: str) -> Known:
+    with open(path, "rb") as file:
+        pem = _PEM.search(file.read())
+    if pem is None:
+        raise ValueError("no PEM block of one")
+    try:
+        fields = _parts(_parts(_parts(base64.b64decode(pem[1]))[0][1])[0][1])
+        rest = fields[1:] if fields[0][0] == _VERSION else fields
+        _serial, _algorithm, (_, issuer), (_, validity), (_, subject), _key, *more = rest
+        _begins, (kind, ends) = _parts(validity)
+        extensions = next((_parts(value)[0][1] for tag, value in more if tag == _EXTENSIONS), b"")
+        return Known(path, _names(extensions), _time(kind, ends), issuer == subject)
+    except (IndexError, ValueError) as failure:
+        raise ValueError(f"it is damaged ({failure})") from None
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime.datetime, days: int
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
-    )
+def _parts(data: bytes) -> list[tuple[int, bytes]]:
+    """(tag, content) of the values that stand one after the other. IndexError or ValueError if they do not."""
+    found, at = [], 0
+    while at < len(data):
+        tag, length, at = data[at], data[at + 1], at + 2
+        if length & 0x80:
+            octets = length & 0x7F
+            length, at = int.from_bytes(data[at : at + octets], "big"), at + octets
+        if at + length > len(data):
+            raise ValueError("cut off")
+        found.append((tag, data[at : at + length]))
+        at += length
+    return found
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, key_cert_sign=signs_certificates, crl_sign=signs_certificates, encipher_only=False,
-        decipher_only=False,
-    )  # fmt: skip
+def _time(kind: int, octets: bytes) -> datetime.datetime:
+    """RFC 5280 4.1.2.5: in UTC, two digits of the year up to 2049."""
+    text = octets.decode("ascii")
+    if kind == _UTC_TIME:
+        text = ("19" if text >= "5" else "20") + text
+    return datetime.datetime.fromisoformat(f"{text[:8]}T{text[8:]}")
 
 
-def _write(path: str, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
+def _names(extensions: bytes) -> tuple[str, ...]:
+    """Those of the subjectAltName, addresses last."""
+    for _, extension in _parts(extensions):
+        (_, oid), *_critical, (_, value) = _parts(extension)
+        if oid == _ALTERNATIVE_NAMES:
+            general = _parts(_parts(value)[0][1])
+            hosts = [name.decode("ascii") for tag, name in general if tag == _DNS_NAME]
+            return (*hosts, *(str(ipaddress.ip_address(name)) for tag, name in general if tag == _ADDRESS))
+    return ()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mailsrv import log, metrics
+from mailsrv.certificates import expiry
 from mailsrv.config import Config
 from mailsrv.control import Reply, ask_all
 from mailsrv.errors import MailError
@@ -123,7 +124,7 @@ def _written(config: Config, replies: list[Reply], accept: str) -> tuple[bytes, 
     return metrics.exposition(metrics.gathered(replies, disk, _expiries(config)), accept)
 
 
-_expiry: dict[str, tuple[int, float]] = {}  # by file: its time, and when it ends; reading one takes a library
+_expiry: dict[str, tuple[int, float]] = {}  # by file: its time, and when it ends
 
 
 def _expiries(config: Config) -> dict[str, float]:
@@ -131,8 +132,6 @@ def _expiries(config: Config) -> dict[str, float]:
         try:
             changed_at = os.stat(path).st_mtime_ns
             if _expiry.get(path, (0, 0.0))[0] != changed_at:
-                from mailsrv.certificates import expiry  # cryptography: only where metrics are read
-
                 _expiry[path] = (changed_at, expiry(path).timestamp())
         except (OSError, ValueError):
             _expiry.pop(path, None)

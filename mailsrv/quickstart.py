@@ -25,7 +25,7 @@ from typing import Any
 
 import gevent
 
-from mailsrv import certificates, config, log
+from mailsrv import authority, config, log
 from mailsrv.daemon import PARTS, Server
 from mailsrv.installation.program import is_source
 from mailsrv.mail.accounts import Accounts
@@ -87,7 +87,7 @@ def prepare(directory: str, base_port: int) -> tuple[config.Config, dict[str, st
     directory = os.path.abspath(directory)
     for name in ("", "/data", "/run", "/tls"):
         os.makedirs(directory + name, mode=0o700, exist_ok=True)
-    certificates.make(f"{directory}/tls", "localhost", [HOST, "::1"])
+    authority.make(f"{directory}/tls", "localhost", [HOST, "::1"])
     settings = _configuration(directory, base_port)
     secret_path = f"{directory}/passwords.json"
     passwords: dict[str, str] = {}

@@ -24,12 +24,13 @@ from gevent.monkey import get_original
 from gevent.socket import wait_read
 
 from mailsrv import log, privileges, systemd
-from mailsrv.certificates import self_signed
 from mailsrv.config import Config
 from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, WANTED, Server
 from mailsrv.detach import Starter, detach
 from mailsrv.handover import Inheritance, Successor
 from mailsrv.heartbeat import Heartbeats
+from mailsrv.mail import private_key
+from mailsrv.mail.dkim import Keys
 from mailsrv.net.tally import Shared, Tally
 from mailsrv.net.tls import ServerContext
 from mailsrv.pidfile import PidFile, refuse_second
@@ -91,6 +92,8 @@ def _start(
     privileges.prepare(config, identity)
     bound = bind_all(config, before.sockets)
     context = tls_context(config)
+    if Keys(config.dkim_path).there:
+        private_key.preload()  # else with the first mail that is signed
     if identity is not None:
         privileges.drop(identity)
     privileges.no_new_privileges()
@@ -138,6 +141,8 @@ def _without_certificate(config: Config) -> ServerContext | None:
     if not offers_tls(config):
         log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
         return None
+    from mailsrv.authority import self_signed  # cryptography: at the first start of all
+
     certificate, key = own_certificate(config)
     try:
         self_signed(certificate, key, config["server.hostname"])

@@ -25,6 +25,7 @@ TOP = {
     "__init__",
     "__main__",
     "audit",
+    "authority",
     "certificates",
     "cli",
     "config",

@@ -3,7 +3,8 @@
 Data goes to standard output (`--json` for programs), words to standard error. Exit codes: 0 done, 1 failed, 2 misused;
 `status` as init scripts expect: 0 running, 3 not running. Each module here registers the commands of its subject.
 
-Imports: everything. Commands that need little import little: what only one needs is imported there.
+Imports: everything. Commands that need little import little: what only one needs is imported there; and a server, which
+stays in memory for months, does without all the others.
 """
 
 from __future__ import annotations
@@ -14,14 +15,25 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from mailsrv import __version__, audit, config
-from mailsrv.cli import dkim, dns, examining, installing, limits, mailboxes, people, queue, server, trail, watching
+from mailsrv.cli import server
 from mailsrv.cli.common import FAILED, MISUSED, Command, Commands, Failure, load_config, say
 from mailsrv.errors import MailError
 
-SUBJECTS = (server, examining, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns)
+
+class Subject(Protocol):
+    """A module with commands."""
+
+    def register(self, commands: Commands) -> None: ...
+
+
+def subjects() -> Sequence[Subject]:
+    """All of them."""
+    from mailsrv.cli import dkim, dns, examining, installing, limits, mailboxes, people, queue, trail, watching
+
+    return server, examining, watching, people, mailboxes, queue, limits, trail, installing, dkim, dns
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,8 +47,8 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def parser() -> argparse.ArgumentParser:
-    """All commands with their options and words of help."""
+def parser(of: Sequence[Subject] | None = None) -> argparse.ArgumentParser:
+    """All commands with their options and words of help; or those of some subjects."""
     top = _Parser(
         prog="mailsrv", description="A mail server: SMTP in, IMAP with instant push, plain Maildir on disk.",
         epilog="Try it without any setup: mailsrv quickstart", allow_abbrev=False,
@@ -50,18 +62,19 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="answer in JSON")
     top.set_defaults(config=None, json=False, settings=None)
     commands = Commands(top.add_subparsers(metavar="COMMAND", required=True), shared)
-    for subject in SUBJECTS:
+    for subject in subjects() if of is None else of:
         subject.register(commands)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. What may have changed something goes into the audit trail."""
-    commands = parser()
-    if not (sys.argv[1:] if argv is None else argv):
+    words = sys.argv[1:] if argv is None else argv
+    commands = parser([server] if words[:1] == ["serve"] else None)
+    if not words:
         commands.print_help(sys.stderr)
         return MISUSED
-    args = commands.parse_args(argv)
+    args = commands.parse_args(words)
     args.by = audit.whoever_runs_this()  # before root becomes the server's user
     try:
         code, error = _run(args)

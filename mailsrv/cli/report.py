@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from mailsrv.certificates import expiry
 from mailsrv.cli.common import human
 from mailsrv.config import Config
 from mailsrv.control import Reply, ask_all
@@ -112,8 +113,6 @@ def certificates(config: Config) -> list[dict[str, Any]]:
 
 
 def _certificate(path: str) -> dict[str, Any]:
-    from mailsrv.certificates import expiry
-
     try:
         ends = expiry(path)
     except (OSError, ValueError) as failure:

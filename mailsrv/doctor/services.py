@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import partial
 
 from mailsrv import privileges
+from mailsrv.certificates import examine, names
 from mailsrv.config import Config
 from mailsrv.doctor.finding import FAIL, OK, WARN, Finding, Repair
 from mailsrv.errors import MailError
@@ -67,8 +68,6 @@ def keys(settings: Config) -> Iterator[Finding]:
     """Each key belongs to its certificate. Looked at with the rights that the server starts with; silent of files that
     `certificates` tells of.
     """
-    from mailsrv.certificates import examine
-
     if _closed(settings) or any(examine(certificate).problem for certificate, _ in certificate_files(settings)):
         return
     try:
@@ -110,8 +109,6 @@ def _group() -> str:
 
 
 def _certificate(certificate: str, key: str, covered: set[str]) -> Iterator[Finding]:
-    from mailsrv.certificates import examine, names
-
     known = examine(certificate)
     what, left = f"tls: {known.path}", known.days_left
     if left is None and _is_closed(certificate):

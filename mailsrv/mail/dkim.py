@@ -7,7 +7,7 @@ are active at once: without their records mail is as good as unsigned, as it was
     <directory>/<domain>/keys.json           selector, algorithm and state of each key
     <directory>/<domain>/<selector>.pem      the private key (PKCS #8), mode 0600
 
-Imports: store.files; cryptography.    RFC 6376 3.6.1 (record), RFC 8301 (RSA sizes), RFC 8463 (Ed25519).
+Imports: mail.private_key, store.files.    RFC 6376 3.6.1 (record), RFC 8463 (Ed25519).
 """
 
 from __future__ import annotations
@@ -15,33 +15,19 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
-
+from mailsrv.mail.private_key import ED25519, RSA, PrivateKey
 from mailsrv.store import files
 
 NEW, ACTIVE, OLD = "new", "active", "old"
 STATES = (NEW, ACTIVE, OLD)
-RSA, ED25519 = "rsa-sha256", "ed25519-sha256"
-RSA_BITS = 2048
 KEPT_SECONDS = 7 * 86400.0  # after its last use: our queue holds mail for 5 days, others may be slower
 VERSION = 1
-
-PrivateKey = RSAPrivateKey | Ed25519PrivateKey
 
 
 class KeysRefused(Exception):
@@ -62,19 +48,6 @@ class Key:
     def name(self) -> str:
         """Where its record stands."""
         return f"{self.selector}._domainkey.{self.domain}"
-
-
-def _private(algorithm: str) -> PrivateKey:
-    return Ed25519PrivateKey.generate() if algorithm == ED25519 else generate_private_key(65537, RSA_BITS)
-
-
-def record_of(private: PrivateKey) -> str:
-    """The text of a key's TXT record."""
-    public = private.public_key()
-    if isinstance(private, Ed25519PrivateKey):  # RFC 8463 4: the 32 octets alone
-        return f"v=DKIM1; k=ed25519; p={b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()}"
-    der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return f"v=DKIM1; k=rsa; p={b64encode(der).decode()}"
 
 
 class Keys:
@@ -143,15 +116,16 @@ class Keys:
         loaded = self._loaded.get(name)
         if loaded is None:
             with open(path, "rb") as file:
-                read = load_pem_private_key(file.read(64 * 1024), None)
-            if not isinstance(read, Ed25519PrivateKey if key.algorithm == ED25519 else RSAPrivateKey):
-                raise ValueError(f"{path} is no key for {key.algorithm}")
-            loaded = self._loaded[name] = read
+                pem = file.read(64 * 1024)
+            try:
+                loaded = self._loaded[name] = PrivateKey.load(key.algorithm, pem)
+            except ValueError as failure:
+                raise ValueError(f"{path}: {failure}") from None
         return loaded
 
     def record(self, key: Key) -> str:
         """The text of the TXT record at `key.name`."""
-        return record_of(self.private(key))
+        return self.private(key).record()
 
     def _path(self, key: Key) -> str:
         return f"{self._directory}/{key.domain}/{key.selector}.pem"
@@ -195,8 +169,7 @@ class Keys:
         for algorithm, word in ((RSA, "rsa"), (ED25519, "ed25519")):
             selector = next(name for name in _selectors(day, word) if name not in taken)
             key = Key(domain, selector, algorithm, state, self._now())
-            pem = _private(algorithm).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            files.write_text(self._path(key), pem.decode())
+            files.write_text(self._path(key), PrivateKey.generate(algorithm).pem())
             made.append(key)
         keys.extend(made)
         return made

@@ -8,7 +8,7 @@ The message's file is read once, in blocks, in a native thread, and made into wh
 hashed: what is signed is what is sent (S2). Header fields that matter are named once more than they occur, so that none
 can be added (S31). There is no l=: text appended to a message makes the signature invalid.
 
-Imports: mail.dkim, store.files, values, log; cryptography.    RFC 6376 (3.4.2, 3.4.4, 3.5, 3.7, 5.4), 8301, 8463.
+Imports: mail.dkim, store.files, values, log.    RFC 6376 (3.4.2, 3.4.4, 3.5, 3.7, 5.4), 8301, 8463.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.hashes import SHA256
-
 from mailsrv import log
-from mailsrv.mail.dkim import ACTIVE, Key, Keys, KeysRefused, PrivateKey
+from mailsrv.mail.dkim import ACTIVE, Key, Keys, KeysRefused
+from mailsrv.mail.private_key import PrivateKey
 from mailsrv.store import files
 from mailsrv.values import AccountId, Address, Job
 
@@ -194,11 +191,8 @@ def signature(text: Text, names: Sequence[str], key: Key, private: PrivateKey, a
         f"\tbh={b64encode(text.body_hash).decode()};\r\n\tb="
     ).encode()
     data = signed_header(text.fields, names) + relaxed(b"dkim-signature", value)
-    if isinstance(private, Ed25519PrivateKey):
-        made = private.sign(hashlib.sha256(data).digest())  # RFC 8463 3: the hash is what is signed
-    else:
-        made = private.sign(data, PKCS1v15(), SHA256())
-    return b"DKIM-Signature:" + value + _folded("", b64encode(made).decode(), "").encode() + b"\r\n"
+    made = b64encode(private.sign(data)).decode()
+    return b"DKIM-Signature:" + value + _folded("", made, "").encode() + b"\r\n"
 
 
 def _folded(begin: str, text: str, after: str) -> str:

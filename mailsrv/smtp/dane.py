@@ -8,19 +8,18 @@ Limits: a usage 2 record of a key alone, unhashed, counts only if its certificat
 anchor is verified by `cryptography`, which wants certificates of version 3, names in subjectAltName, and signatures
 and keys of today's strength.
 
-Imports: cryptography.    RFC 6698, 7671, 7672.
+Imports: cryptography, large and only here when a certificate is looked into (decision 41).    RFC 6698, 7671, 7672.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.verification import Criticality, ExtensionPolicy, Policy, PolicyBuilder, Store, VerificationError
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.x509.verification import Policy
 
 TRUST_ANCHOR, END_ENTITY = 2, 3
 _DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
@@ -45,7 +44,9 @@ def usable(records: Sequence[tuple[int, int, int, bytes]]) -> tuple[Tlsa, ...]:
 
 
 def is_authentic(records: Sequence[Tlsa], chain: Sequence[bytes], names: Sequence[str]) -> bool:
-    """Whether any record agrees with the certificates a server sent, its own first; `names` are what it may be."""
+    """Whether any record agrees with the certificates a server sent, its own first; `names` are what it may be.
+    Blocks.
+    """
     if not chain:
         return False
     if any(one.usage == END_ENTITY and _matches(one, chain[0]) for one in records):
@@ -59,6 +60,10 @@ def is_authentic(records: Sequence[Tlsa], chain: Sequence[bytes], names: Sequenc
 def _matches(record: Tlsa, der: bytes) -> bool:
     selected = der
     if record.selector == 1:
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
         try:
             key = x509.load_der_x509_certificate(der).public_key()
         except (ValueError, UnsupportedAlgorithm):
@@ -73,18 +78,19 @@ def _is_authority(policy: Policy, certificate: x509.Certificate, extension: x509
         raise ValueError("not an authority")
 
 
-# Private authorities write what they like; what must hold is who may sign, and for which names (RFC 5280 4.2.1).
-_AUTHORITIES = ExtensionPolicy.permit_all().require_present(
-    x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority
-)  # fmt: skip
-_SERVERS = ExtensionPolicy.permit_all().require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
-
-
 def _signs_for(anchor: bytes, chain: Sequence[bytes], names: Sequence[str]) -> bool:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
+
+    # Private authorities write what they like; what must hold is who may sign, and for which names (RFC 5280 4.2.1).
+    anything = ExtensionPolicy.permit_all()
+    authorities = anything.require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    servers = anything.require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
     try:
         certificates = [x509.load_der_x509_certificate(der) for der in chain]
         builder = PolicyBuilder().store(Store([x509.load_der_x509_certificate(anchor)]))
-        builder = builder.extension_policies(ca_policy=_AUTHORITIES, ee_policy=_SERVERS)
+        builder = builder.extension_policies(ca_policy=authorities, ee_policy=servers)
         for name in names:
             try:
                 builder.build_server_verifier(x509.DNSName(name)).verify(certificates[0], certificates[1:])

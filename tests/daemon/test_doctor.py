@@ -11,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from mailsrv import certificates, config
+from mailsrv import authority, config
 from mailsrv.doctor import machine, services
 from mailsrv.doctor import mail as doctor_mail
 from mailsrv.runner import spool_of
@@ -251,16 +251,16 @@ def test_s26_owners_are_mended_in_the_directory_alone(tmp_path, monkeypatch):
 def test_a_certificate_of_another_name_and_one_that_ended(tmp_path, daemon, monkeypatch):
     server = daemon()
     text = (tmp_path / "mailsrv.yaml").read_text()
-    certificates.make(str(tmp_path), "other.example.net", ["127.0.0.1"])
+    authority.make(str(tmp_path), "other.example.net", ["127.0.0.1"])
     mine = text.replace(server.settings["tls.certificate"], f"{tmp_path}/server.pem")
     (tmp_path / "mailsrv.yaml").write_text(mine.replace(server.settings["tls.key"], f"{tmp_path}/server.key"))
     code, found = doctor(server, "--quick")
     assert code == 0
     assert found[0]["what"].startswith("tls: no certificate is for localhost (they are for ")
     assert "other.example.net" in found[0]["what"]
-    monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
+    monkeypatch.setattr(authority, "SERVER_DAYS", 0)
     (tmp_path / "x").mkdir()
-    certificates.make(str(tmp_path / "x"), "localhost", [])
+    authority.make(str(tmp_path / "x"), "localhost", [])
     (tmp_path / "mailsrv.yaml").write_text(
         text.replace(server.settings["tls.certificate"], f"{tmp_path}/x/server.pem").replace(
             server.settings["tls.key"], f"{tmp_path}/x/server.key"

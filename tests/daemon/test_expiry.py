@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mailsrv import certificates
+from mailsrv import authority as authorities
 from mailsrv import daemon as process
 from mailsrv.certificates import examine
 from tests.daemon.conftest import ROOT, SECONDS, environment, until
@@ -34,9 +34,9 @@ def test_what_a_certificate_says(tmp_path, authority):
     assert (known.names, known.days_left) == (("mx.example.com", "*.example.org", "192.0.2.1"), 20)
     assert not known.self_signed and not known.problem
     assert examine(issue(tmp_path, "two", authority, -3, "mx.example.com")[0]).days_left == -3
-    certificates.self_signed(str(tmp_path / "own.pem"), str(tmp_path / "own.key"), "mx.example.com")
+    authorities.self_signed(str(tmp_path / "own.pem"), str(tmp_path / "own.key"), "mx.example.com")
     own = examine(str(tmp_path / "own.pem"))
-    assert own.self_signed and own.names == ("mx.example.com",) and own.days_left == certificates.SERVER_DAYS - 1
+    assert own.self_signed and own.names == ("mx.example.com",) and own.days_left == authorities.SERVER_DAYS - 1
     assert examine(str(tmp_path / "none.pem")).problem == "No such file or directory"
     (tmp_path / "text.pem").write_text("no certificate here")
     assert examine(str(tmp_path / "text.pem")).problem.startswith("no certificate: ")
