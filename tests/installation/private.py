@@ -34,6 +34,18 @@ exec chroot . "$2" -c "$3"
 """
 
 
+def environment() -> dict[str, str]:
+    """What an administrator who just logged in has, and how this machine reaches packages."""
+    env = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+    }
+    return env | {
+        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "http", "HTTP", "SSL_"))
+    }
+
+
 class PrivateRoot:
     """Use with `with`. `run` gives what a command did."""
 
@@ -74,15 +86,9 @@ class PrivateRoot:
         self, *words: str, code: int = 0, text: str = "", outside_net: bool = False, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it; `outside_net` where packages are to be fetched. It must end with `code`."""
-        env = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
-            "LANG": "C.UTF-8",
-        }
-        env |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "http", "HTTP", "SSL_"))}
         done = subprocess.run(
-            self.command(*words, outside_net=outside_net), input=text, capture_output=True, text=True, env=env,
-            timeout=timeout, check=False, umask=0o022,
+            self.command(*words, outside_net=outside_net), input=text, capture_output=True, text=True,
+            env=environment(), timeout=timeout, check=False, umask=0o022,
         )  # fmt: skip
         assert done.returncode == code, f"{words}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

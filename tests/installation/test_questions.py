@@ -16,7 +16,7 @@ from mailsrv import config
 from mailsrv.installation import preflight
 
 from ..conftest import configuration
-from .private import ROOT, PrivateRoot
+from .private import ROOT, PrivateRoot, environment
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -151,12 +151,12 @@ print("the new one" if served.split() == new.split() else "another")
 
 
 class Terminal:
-    """A command on a terminal: waits for what it says, and types."""
+    """A command on a terminal of the private root: waits for what it says, and types."""
 
     def __init__(self, command: list[str]) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
-            os.execvp(command[0], command)
+            os.execvpe(command[0], command, environment())  # not the caller's PATH, which may lead to a tree under test
         self.said = ""
 
     def expect(self, text: str, seconds: float = 60) -> None:
