@@ -117,8 +117,26 @@ def test_a_pid_file_that_names_a_process_of_the_system_harms_nobody(stopped):
         cp /etc/mailsrv/mailsrv.yaml /root/live/x/fullchain.pem
         RENEWED_LINEAGE=/root/live/x MAILSRV_TLS_DIR=/root/tls /etc/letsencrypt/renewal-hooks/deploy/mailsrv
     """)
+    rotate = "logrotate -f -s /root/rotated /etc/logrotate.d/mailsrv"
+    stopped.shell(f"touch /var/log/mailsrv/mailsrv.log; echo x >> /var/log/mailsrv/mailsrv.log; {rotate} || true")
     stopped.run("kill", str(victim))  # it lived through all of that
     stopped.shell(f"pkill -u mailsrv; rm -f {PID_FILE}; while pgrep -u mailsrv; do sleep 0.05; done")
+
+
+def test_a_pid_file_that_goes_while_the_script_looks_is_not_made_again(stopped):
+    """The server removes it when it ends, at any moment. One that belonged to root would stop the next server."""
+    stopped.shell(f"""
+        setpriv --reuid mailsrv --clear-groups sh -c 'echo 1 > {PID_FILE}'
+        printf '#!/bin/sh\nrm -f {PID_FILE}\nexec /usr/bin/flock "$@"\n' > /usr/local/sbin/flock
+        chmod 755 /usr/local/sbin/flock
+    """)
+    try:
+        stopped.run(SCRIPT, "status", code=1)
+        stopped.run("test", "!", "-e", PID_FILE)
+        stopped.run(SCRIPT, "status", code=3)
+    finally:
+        stopped.run("rm", "/usr/local/sbin/flock")
+    stopped.run(SCRIPT, "start")
 
 
 def test_stale_pid_file(stopped):
