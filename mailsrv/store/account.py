@@ -62,19 +62,17 @@ class AccountStore(Arrivals):
 
     def _recent(self, record: MailboxRecord) -> int:
         with self._reading() as index:
-            return index.count_from(record.number, record.recent_uid)
+            return min(record.messages, index.count_from(record.number, record.recent_uid))  # some may have come since
 
     def snapshot(self, number: int) -> Snapshot:
         """The whole mailbox, after a look whether another program changed its directories."""
         self._fresh(number)
-        with self._reading() as index:
-            record = self._record_read(index, number)
+        with self._one_state(number) as (index, record):
             return snapshot_of(record, index.flag_columns(number))
 
     def changes(self, number: int, since: int) -> Delta:
         """What was committed after `since`; raises ModSeqTooOld if expunges that far back are forgotten."""
-        with self._reading() as index:
-            record = self._record_read(index, number)
+        with self._one_state(number) as (index, record):
             if since < record.expunged_floor:
                 raise ModSeqTooOld
             return index.changes(record, since)

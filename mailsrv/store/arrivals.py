@@ -11,7 +11,8 @@ Imports: store.*, errors, values.    RFC 3501 2.3.1.1, 6.3.11.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gevent.monkey import get_original
@@ -294,6 +295,20 @@ class Arrivals(Folders):
             with index.transaction():
                 return self._record(index, number)
         return record
+
+    @contextmanager
+    def _one_state(self, number: int) -> Iterator[tuple[SqliteIndex, MailboxRecord]]:
+        """The index and the mailbox's record; all that is read inside is of one commit. A message that another process
+        added and removed between two statements would be there in one list and gone in the other.
+        """
+        with self._reading() as index:
+            while True:
+                with index.one_state():
+                    record = index.mailbox(number)
+                    if record is not None:
+                        yield index, record
+                        return
+                self._record_read(index, number)  # MailboxNotFound, unless it was only not listed yet
 
     def _is_current(self, record: MailboxRecord) -> bool:
         return record.boot == BOOT and self._mtimes(record) == (record.cur_mtime, record.new_mtime)

@@ -127,7 +127,9 @@ class StoreBase:
 
     @contextmanager
     def _reading(self) -> Iterator[SqliteIndex]:
-        """The index for reading: a WAL snapshot, so writers of other processes do not matter."""
+        """The index for reading. Other processes may commit between two statements: what must be of one commit is read
+        with `_one_state`.
+        """
         with self._mutex, files.storage_errors("Reading the mail store"):
             index = self._connected()
             try:

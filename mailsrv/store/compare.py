@@ -72,7 +72,7 @@ def _folders(maildir: str) -> Iterator[str]:
 def _looked_at(index: SqliteIndex, maildir: str, directory: str, *, known: bool) -> Compared | None:
     folder = f"{maildir}/{directory}" if directory else maildir
     for look in range(MOST_LOOKS):
-        with index.reading():
+        with index.one_state():
             record = next((one for one in index.mailboxes() if one.directory == directory), None)
             rows = index.records(record.number) if record is not None else []
         exists = os.path.isdir(f"{folder}/cur")

@@ -78,6 +78,10 @@ class Index(ABC):
         """The engine's failures inside are IndexDamaged, or IndexFailed where the index is sound."""
 
     @abstractmethod
+    def one_state(self) -> AbstractContextManager[None]:
+        """All that is read inside is of one commit, whatever other processes commit meanwhile."""
+
+    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """Everything inside is committed together, or nothing; failures as in `reading`."""
 

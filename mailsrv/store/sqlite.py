@@ -132,6 +132,17 @@ class SqliteIndex(Index):
             raise IndexFailed(f"index {failure}") from failure
 
     @contextmanager
+    def one_state(self) -> Iterator[None]:
+        """All that is read inside is of one commit. Without it, each statement sees what was committed until then."""
+        with self.reading():
+            self._db.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")  # nothing was written
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         with self.reading():
             try:

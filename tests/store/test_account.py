@@ -29,6 +29,41 @@ def test_f10_appended_message_is_a_file_with_its_uid(store):
     assert appended.durable_at < appended.committed_at
 
 
+@pytest.mark.parametrize("what", ["changes", "snapshot"])
+def test_r44_what_is_read_of_a_mailbox_is_of_one_commit(store, home, what):
+    """Another worker adds and removes messages between any two statements. A message that was both there and gone, or
+    there and not counted, is one that some clients are told of and others are not.
+    """
+    left = [add(store) for _ in range(20)]
+    known = store.snapshot(INBOX).highest_modseq
+    other = account(home)
+    rounds = []
+
+    def meanwhile(statement):
+        if statement.startswith("SELECT") and left:
+            rounds.append(statement)
+            other.remove(INBOX, left.pop(0))
+            other.remove(INBOX, add(other))
+            add(other)
+
+    with store._reading() as index:
+        index._db.set_trace_callback(meanwhile)
+    if what == "snapshot":
+        found = store.snapshot(INBOX)
+        assert max(found.modseqs) == found.highest_modseq
+        assert found.uids[-1] + 1 == found.uidnext
+    else:
+        delta = store.changes(INBOX, known)
+        appeared, gone = [one.uid for one in delta.changed], [uid for uid, _ in delta.vanished]
+        assert not {*appeared} & {*gone}
+        modseqs = [one.modseq for one in delta.changed] + [modseq for _, modseq in delta.vanished]
+        assert max(modseqs, default=known) == delta.highest_modseq
+    with store._reading() as index:
+        index._db.set_trace_callback(None)
+    other.close()
+    assert len(rounds) > 1 and left
+
+
 def test_b15_flags_in_a_name_are_sorted_and_in_cur(store):
     add(store, flags=SEEN | DRAFT | FLAGGED, keywords=["B", "A"])
     (path,) = on_disk(Path(store.maildir))[1]
