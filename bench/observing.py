@@ -1,17 +1,22 @@
 """What logging and counting cost of a delivery's processor time.
 
     .venv/bin/python bench/observing.py [--blocks 30] [--messages 50]
+    .venv/bin/python bench/observing.py --instructions [--messages 200]
 
 Two servers of their own on loopback, one as it is configured by default, the other with a log of errors alone and a
 counting that does nothing. (What reading the metrics costs: bench/scrape.py.) They are given the same messages of 10 KB
 in turns, block by block, each for a client that idles. Other programs make the same work take more processor time
 (caches, changes of task), so the half of the blocks that took least is compared. The goal is 5 %. With `--only log` or
 `--only counters` the other server lacks only that.
+
+With `--instructions` both run under valgrind, which counts the instructions outside the kernel: a figure that other
+programs on the machine do not change. It takes some minutes.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MESSAGE = (
@@ -33,6 +39,7 @@ import sys
 from mailsrv import cli, counters
 counters.Counter.add = lambda self, *key, n=1: None
 counters.Histogram.observe = lambda self, seconds, *key: None
+counters.Times.observe = lambda self, seconds: None
 sys.exit(cli.main())
 """
 
@@ -46,7 +53,7 @@ def free_port() -> int:
 class Server:
     """One that serves, a client that idles there, and a connection that delivers."""
 
-    def __init__(self, directory: str, *, logs: bool, counts: bool) -> None:
+    def __init__(self, directory: str, *, logs: bool, counts: bool, under: Sequence[str] = ()) -> None:
         os.makedirs(directory)
         ports = {name: free_port() for name in ("smtp", "imap")}
         path = f"{directory}/mailsrv.yaml"
@@ -68,7 +75,7 @@ class Server:
         added = [*run, "user", "add", "ann@bench.test", "--password-stdin", "-c", path]
         subprocess.run(added, cwd=ROOT, check=True, input="bench password\n", text=True, stdout=subprocess.DEVNULL)
         program = run if counts else [sys.executable, "-c", NOT_COUNTING]
-        self.process = subprocess.Popen([*program, "serve", "--foreground", "-c", path], cwd=ROOT)
+        self.process = subprocess.Popen([*under, *program, "serve", "--foreground", "-c", path], cwd=ROOT)
         self.smtp = self._connect(ports["smtp"])
         self._say(b"HELO bench.test\r\n")
         self._idle(ports["imap"])
@@ -76,9 +83,9 @@ class Server:
         self.spent: list[float] = []
 
     def _connect(self, port: int) -> socket.socket:
-        for _ in range(400):
+        for _ in range(4000):
             try:
-                sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+                sock = socket.create_connection(("127.0.0.1", port), timeout=60)
                 sock.recv(4096)
                 return sock
             except OSError:
@@ -123,7 +130,23 @@ class Server:
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(120)
+
+
+def instructions(directory: str, messages: int, *, logs: bool, counts: bool) -> float:
+    """For a delivery: those of a server that takes many, less those of one that takes few."""
+    found = []
+    for name, number in (("few", 50), ("many", 50 + messages)):
+        file = f"{directory}.{name}"
+        tool = ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]
+        server = Server(f"{directory}-{name}", logs=logs, counts=counts, under=[*tool, f"--log-file={file}.%p"])
+        try:
+            server.block(number)
+        finally:
+            server.close()
+        with open(f"{file}.{server.process.pid}") as log:
+            found.append(int(re.findall(r"I +refs: +([0-9,]+)", log.read())[-1].replace(",", "")))
+    return (found[1] - found[0]) / messages
 
 
 def main() -> None:
@@ -131,8 +154,20 @@ def main() -> None:
     arguments.add_argument("--blocks", type=int, default=30)
     arguments.add_argument("--messages", type=int, default=50)
     arguments.add_argument("--only", choices=("log", "counters"))
+    arguments.add_argument("--instructions", action="store_true")
     args = arguments.parse_args()
     directory = tempfile.mkdtemp(prefix="observing-")
+    if args.instructions:
+        os.environ["PYTHONHASHSEED"] = "0"
+        try:
+            on = instructions(f"{directory}/on", args.messages, logs=True, counts=True)
+            logs, counts = args.only == "counters", args.only == "log"
+            off = instructions(f"{directory}/off", args.messages, logs=logs, counts=counts)
+            print(f"instructions of a delivery outside the kernel: {on / 1e3:,.0f} thousand, without "
+                  f"{args.only or 'log and counters'} {off / 1e3:,.0f} thousand: {on / off - 1:+.1%}")  # fmt: skip
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return
     servers: list[Server] = []
     try:
         servers.append(Server(f"{directory}/on", logs=True, counts=True))

@@ -24,6 +24,15 @@ LOOP = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 ALL: dict[str, Counter | Histogram] = {}
 
 
+class Sum:
+    """Of one combination of labels. Who counts often keeps it and adds to `count`: no labels are looked up then."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count: float = 0
+
+
 class Counter:
     """A sum for each combination of labels; `name` ends in _total."""
 
@@ -32,24 +41,43 @@ class Counter:
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
         self.name, self.text, self.labels = name, text, labels
-        self.values: dict[tuple[str, ...], float] = {}
+        self.values: dict[tuple[str, ...], Sum] = {}
         ALL[name] = self
 
-    def add(self, *key: str, n: float = 1) -> None:
-        try:
-            self.values[key] += n
-        except KeyError:
+    def of(self, *key: str) -> Sum:
+        """To be kept by who counts often."""
+        one = self.values.get(key)
+        if one is None:
             if len(self.values) >= MOST_SERIES:
                 key = ("other",) * len(key)
-            self.values[key] = self.values.get(key, 0) + n
+            one = self.values.setdefault(key, Sum())
+        return one
+
+    def add(self, *key: str, n: float = 1) -> None:
+        self.of(*key).count += n
 
     def total(self, *start: str) -> float:
         """The sum over all keys that begin so."""
-        return sum(value for key, value in self.values.items() if key[: len(start)] == start)
+        return sum(one.count for key, one in self.values.items() if key[: len(start)] == start)
 
     def rows(self) -> list[Any]:
         """What JSON can say: [[label, ...], value] each."""
-        return [[list(key), value] for key, value in self.values.items()]
+        return [[list(key), one.count] for key, one in self.values.items() if one.count]
+
+
+class Times:
+    """Of one combination of labels. Who observes often keeps it."""
+
+    __slots__ = ("_bounds", "row")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.row: list[float] = [0] * (len(bounds) + 2)  # a count for each bound, one beyond, and the sum
+
+    def observe(self, seconds: float) -> None:
+        row = self.row
+        row[bisect_left(self._bounds, seconds)] += 1
+        row[-1] += seconds
 
 
 class Histogram:
@@ -60,20 +88,23 @@ class Histogram:
 
     def __init__(self, name: str, text: str, *labels: str, bounds: Sequence[float] = FAST) -> None:
         self.name, self.text, self.labels, self.bounds = name, text, labels, tuple(bounds)
-        self.values: dict[tuple[str, ...], list[float]] = {}  # a count for each bound, one beyond, and the sum
+        self.values: dict[tuple[str, ...], Times] = {}
         ALL[name] = self
 
-    def observe(self, seconds: float, *key: str) -> None:
-        row = self.values.get(key)
-        if row is None:
+    def of(self, *key: str) -> Times:
+        """To be kept by who observes often."""
+        one = self.values.get(key)
+        if one is None:
             if len(self.values) >= MOST_SERIES:
                 key = ("other",) * len(key)
-            row = self.values.setdefault(key, [0] * (len(self.bounds) + 2))
-        row[bisect_left(self.bounds, seconds)] += 1
-        row[-1] += seconds
+            one = self.values.setdefault(key, Times(self.bounds))
+        return one
+
+    def observe(self, seconds: float, *key: str) -> None:
+        self.of(*key).observe(seconds)
 
     def rows(self) -> list[Any]:
-        return [[list(key), row] for key, row in self.values.items()]
+        return [[list(key), one.row] for key, one in self.values.items() if any(one.row[:-1])]
 
 
 class Level:

@@ -148,14 +148,14 @@ def _show(event: str, fields: dict[str, Any]) -> None:
     if event == "delivered":
         text = (
             f"delivered  to {fields['recipient']}  uid {fields['uid']}, {fields['size']} octets:  "
-            f"durable after {fields['durable_ms']} ms, committed {fields['committed_ms']} ms"
+            f"durable after {fields['durable_ms']:.3f} ms, committed {fields['committed_ms']:.3f} ms"
         )
     elif event == "pushed":
         since = fields["since_accepted_ms"]
-        in_all = "" if since is None else f", {since} ms after the end of data"
-        several = "" if fields["watchers"] == 1 else f" (last of {fields['watchers']}: {fields['last_ms']} ms)"
+        in_all = "" if since is None else f", {since:.3f} ms after the end of data"
+        several = "" if fields["watchers"] == 1 else f" (last of {fields['watchers']}: {fields['last_ms']:.3f} ms)"
         text = (
-            f"pushed     uid {fields['uid']} of {fields['name']}:  {fields['first_ms']} ms after the commit"
+            f"pushed     uid {fields['uid']} of {fields['name']}:  {fields['first_ms']:.3f} ms after the commit"
             f"{several}{in_all}"
         )
     elif event == "login":

@@ -36,9 +36,21 @@ def test_labels_without_end_make_no_series_without_end():
         one.add(str(number))
         two.observe(0.5, str(number))
     assert len(one.values) == len(two.values) == counters.MOST_SERIES + 1
-    assert one.values[("other",)] == 2 * counters.MOST_SERIES
-    assert two.values[("other",)][0] == 2 * counters.MOST_SERIES
+    assert one.values[("other",)].count == 2 * counters.MOST_SERIES
+    assert two.values[("other",)].row[0] == 2 * counters.MOST_SERIES
     assert one.total() == 3 * counters.MOST_SERIES
+
+
+def test_who_counts_often_keeps_the_sum_and_nothing_shows_before_it_counts():
+    one, two = Counter("x_total", "x", "who"), Histogram("x_seconds", "x", "who", bounds=(1.0,))
+    kept, times = one.of("a"), two.of("a")
+    assert one.rows() == two.rows() == []
+    kept.count += 2
+    one.add("a")
+    times.observe(0.5)
+    two.observe(3, "a")
+    assert one.rows() == [[["a"], 3]]
+    assert two.rows() == [[["a"], [1, 1, 3.5]]]
 
 
 def test_samples_of_the_last_seconds_and_no_more_than_are_kept(monkeypatch):

@@ -56,6 +56,7 @@ T = TypeVar("T")
 _Made = tuple[Entry, Incoming, bytes]  # an entry, its message, and what goes before that
 
 NO_OPTIONS = RecipientOptions()
+_DURABLE, _COMMITTED, _ANSWERED = map(counters.delivery_seconds.of, ("durable", "committed", "answered"))
 REPORTED_OCTETS = 64 * 1024  # of a message whose delivery is to be reported
 
 
@@ -216,12 +217,12 @@ class Transaction:
         log.info(
             "delivered", id=self.id, session=self._origin.session, account=str(account.address),
             recipient=str(recipient.address), mailbox=str(appended.mailbox), uid=appended.uid, size=appended.size,
-            file=appended.path, message_id=message_id, durable_ms=round(durable * 1e3, 3),
-            committed_ms=round(committed * 1e3, 3), ready_ms=round(ready * 1e3, 3),
+            file=appended.path, message_id=message_id, durable_ms=durable * 1e3, committed_ms=committed * 1e3,
+            ready_ms=ready * 1e3,
         )  # fmt: skip
-        counters.delivery_seconds.observe(durable, "durable")
-        counters.delivery_seconds.observe(committed, "committed")
-        counters.delivery_seconds.observe(ready, "answered")
+        _DURABLE.observe(durable)
+        _COMMITTED.observe(committed)
+        _ANSWERED.observe(ready)
 
     # -------------------------------------------------------------- placing
 

@@ -19,6 +19,8 @@ from mailsrv.values import NOBODY, MailboxId
 KEPT = 64
 SECONDS = 1.0  # that the log waits for watchers who are busy
 SESSIONS_NAMED = 5
+_FIRST, _LAST = counters.push_seconds.of("first"), counters.push_seconds.of("last")
+_PUSHED = counters.delivery_seconds.of("pushed")
 
 
 class _Push:
@@ -35,18 +37,20 @@ class _Push:
 
 
 class Pushes:
-    __slots__ = ("_mailbox", "_name", "_registry", "_waiting")
+    __slots__ = ("_mailbox", "_name", "_registry", "_timed", "_waiting")
 
     def __init__(self, mailbox: MailboxId, name: str, registry: Registry) -> None:
         self._mailbox, self._name, self._registry = mailbox, name, registry
         self._waiting: dict[int, _Push] = {}  # by modseq, in the order of the commits
+        self._timed = False  # somebody will look at what waits too long
 
     def committed(self, modseq: int, uid: int, committed_at: float, accepted_at: float) -> None:
         """This process committed a message."""
         watchers = self._registry.watchers(self._mailbox)
         if not watchers:
             return
-        if not self._waiting:
+        if not self._timed:
+            self._timed = True
             gevent.spawn_later(SECONDS, self._report_rest)
         self._waiting[modseq] = _Push(modseq, uid, accepted_at, committed_at, watchers)
         if len(self._waiting) > KEPT:
@@ -76,9 +80,14 @@ class Pushes:
 
     def _report_rest(self) -> None:
         """Sessions that are busy, or do not idle, are told when they next ask: the log does not wait for them."""
-        pushes, self._waiting = self._waiting, {}
-        for push in pushes.values():
+        now = time.monotonic()
+        for push in [push for push in self._waiting.values() if now - push.committed_at >= SECONDS]:
+            del self._waiting[push.modseq]
             self._report(push)
+        self._timed = bool(self._waiting)
+        if self._timed:
+            first = next(iter(self._waiting.values()))
+            gevent.spawn_later(max(0.0, first.committed_at + SECONDS - now), self._report_rest)
 
     def _report(self, push: _Push) -> None:
         if not push.told or self._mailbox.account == NOBODY:
@@ -87,16 +96,12 @@ class Pushes:
         since_accepted = push.first_at - push.accepted_at if push.accepted_at else None
         log.info(
             "pushed", mailbox=str(self._mailbox), name=self._name, uid=push.uid, watchers=push.told,
-            first_ms=_milliseconds(first), last_ms=_milliseconds(last),
-            since_accepted_ms=None if since_accepted is None else _milliseconds(since_accepted),
+            first_ms=first * 1e3, last_ms=last * 1e3,
+            since_accepted_ms=None if since_accepted is None else since_accepted * 1e3,
             sessions=" ".join(push.sessions),
         )  # fmt: skip
-        counters.push_seconds.observe(first, "first")
-        counters.push_seconds.observe(last, "last")
+        _FIRST.observe(first)
+        _LAST.observe(last)
         counters.pushes.add(first)
         if since_accepted is not None:
-            counters.delivery_seconds.observe(since_accepted, "pushed")
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
+            _PUSHED.observe(since_accepted)

@@ -80,8 +80,8 @@ class Watch:
 
 class Stream:
     __slots__ = (
-        "_buffer", "_deadline", "_lingers", "_out", "_socket", "closed", "peer", "read_seconds", "service", "tls",
-        "write_seconds",
+        "_buffer", "_deadline", "_lingers", "_out", "_received", "_sent", "_socket", "closed", "peer", "read_seconds",
+        "service", "tls", "write_seconds",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +89,8 @@ class Stream:
     ) -> None:
         self._socket = sock
         self.peer, self.service = peer, service
+        self._received = counters.octets.of(service, "received")
+        self._sent = counters.octets.of(service, "sent")
         self.read_seconds, self.write_seconds = read_seconds, write_seconds
         self._buffer = b""
         self._out: list[bytes] | None = None
@@ -118,7 +120,7 @@ class Stream:
             raise ConnectionLost(str(failure)) from None
         if not data:
             raise ConnectionLost("closed by the peer")
-        counters.octets.add(self.service, "received", n=len(data))
+        self._received.count += len(data)
         return data
 
     @property
@@ -225,7 +227,7 @@ class Stream:
         try:
             self._socket.settimeout(self.write_seconds)
             self._socket.sendall(data)
-            counters.octets.add(self.service, "sent", n=len(data))
+            self._sent.count += len(data)
         except TimeoutError:
             raise DeadlineExceeded("the peer does not read") from None
         except (OSError, ValueError) as failure:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mailsrv import counters, log
@@ -132,7 +133,7 @@ class Session:
         }  # fmt: skip
 
     def _counted(self, reply: Reply) -> Reply:
-        counters.smtp_replies.add(self.stream.service, str(reply.code))
+        _replies(self.stream.service, reply.code).count += 1
         return reply
 
     def _last_words(self, reply: Reply) -> None:
@@ -532,8 +533,9 @@ class Session:
             except MailError as error:
                 self._count_message(reply_to(error))
                 raise
-        counters.smtp_messages.add(self.stream.service, "accepted")
-        counters.smtp_octets.add(self.stream.service, n=accepted.size)
+        messages, octets = _accepted(self.stream.service)
+        messages.count += 1
+        octets.count += accepted.size
         # The client forgets the message on 250: every recipient's copy is on disk by now (RFC 5321 6.1).
         self._errors = self._idle_commands = 0
         self.reply(250, "2.0.0", f"Accepted as {accepted.id}")
@@ -554,6 +556,17 @@ class Session:
     def _limits(self) -> Limits:
         settings = self.settings
         return Limits(settings.message_bytes, settings.hops, settings.least_rate, settings.normalize_newlines)
+
+
+@lru_cache(counters.MOST_SERIES)
+def _replies(service: str, code: int) -> counters.Sum:
+    return counters.smtp_replies.of(service, str(code))
+
+
+@lru_cache(counters.MOST_SERIES)
+def _accepted(service: str) -> tuple[counters.Sum, counters.Sum]:
+    """(messages, their octets)."""
+    return counters.smtp_messages.of(service, "accepted"), counters.smtp_octets.of(service)
 
 
 def _decode(text: str) -> bytes:
