@@ -5,6 +5,7 @@ answer, nonsense, a bogus signature) says nothing about the name and never is. A
 with a bound; who asks what somebody else is asking already waits for that answer. A name's records are cut at a bound.
 
 dnspython waits in `selectors` and `time.sleep`, which gevent makes cooperative: a lookup holds up its greenlet alone.
+It is imported at the first lookup, in a thread: a process that never sends mail does without it (decision 41).
 
 Imports: dns, gevent, log.    RFC 1035, 2308 (negative answers), 6840 5.7 (AD), 7505 (null MX), 8020.
 """
@@ -15,16 +16,14 @@ import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dns.exception
-import dns.flags
-import dns.name
-import dns.rdatatype
-import dns.resolver
-import dns.reversename
 from gevent.event import Event
+from gevent.hub import get_hub
 from gevent.pool import Group
+
+if TYPE_CHECKING:
+    import dns.resolver
 
 MOST_RECORDS = 100  # of one answer
 MOST_NAMES = 20_000
@@ -73,17 +72,23 @@ class Resolver:
     ) -> None:  # fmt: skip
         self._settings = settings = settings or ResolverSettings()
         self._clock = clock
-        self._dns = dns.resolver.Resolver(configure=False)
-        servers = list(settings.nameservers) or _system_nameservers()
-        self._dns.nameservers = servers
-        self._dns.port = settings.port
-        self._dns.timeout, self._dns.lifetime = settings.try_seconds, settings.seconds
-        self._dns.use_edns(0, 0, EDNS_OCTETS)
-        self._dns.flags = dns.flags.RD | dns.flags.AD
-        self.trusted = all(ipaddress.ip_address(one).is_loopback for one in servers) if (
-            settings.trusted is None) else settings.trusted  # fmt: skip
+        self._made: dns.resolver.Resolver | None = None
         self._known: dict[tuple[str, str], tuple[float, Records | Exception]] = {}
         self._asking: dict[tuple[str, str], Event] = {}
+
+    @property
+    def _dns(self) -> dns.resolver.Resolver:
+        while self._made is None:
+            made = get_hub().threadpool.apply(_make, (self._settings,))
+            self._made = self._made or made
+        return self._made
+
+    @property
+    def trusted(self) -> bool:
+        """Whether AD counts."""
+        if self._settings.trusted is not None:
+            return self._settings.trusted
+        return all(ipaddress.ip_address(str(one)).is_loopback for one in self._dns.nameservers)
 
     def lookup(self, name: str, kind: str, *, until: float | None = None) -> Records:
         """The records of `kind` ("MX", "TXT" …). Raises NameNotFound or LookupFailed; that too when `until` (of the
@@ -134,9 +139,12 @@ class Resolver:
 
     def _follow(self, name: str, kind: str, until: float) -> Records:
         """The answer, also where the server leaves it to us to follow an alias (RFC 1034 5.2.2)."""
+        ours = self._dns
+        import dns.flags
+
         secure = True
         for _ in range(MOST_ALIASES):
-            answer = self._query(name, kind, until - self._clock())
+            answer = _query(ours, name, kind, until - self._clock())
             secure = secure and self.trusted and bool(answer.response.flags & dns.flags.AD)
             end = answer.canonical_name.to_text(omit_final_dot=True).lower()
             if answer.rrset is not None or end == name:
@@ -146,21 +154,6 @@ class Resolver:
                 return Records(tuple(values[:MOST_RECORDS]), secure, end, answer.chaining_result.minimum_ttl)
             name = end
         raise LookupFailed(f"too many aliases at {name}")
-
-    def _query(self, name: str, kind: str, seconds: float) -> dns.resolver.Answer:
-        try:
-            return self._dns.resolve(name, kind, raise_on_no_answer=False, search=False, lifetime=max(0.01, seconds))
-        except dns.resolver.NXDOMAIN:
-            raise NameNotFound(f"{name} does not exist") from None
-        except (dns.name.LabelTooLong, dns.name.NameTooLong, dns.name.EmptyLabel, dns.name.BadEscape):
-            raise NameNotFound(f"{name[:80]} is not a name") from None
-        except dns.resolver.LifetimeTimeout:
-            raise LookupFailed(f"no answer for {name} {kind} in time") from None
-        except dns.resolver.NoNameservers as failure:
-            errors = failure.kwargs.get("errors") or [(None, None, None, "no name server")]
-            raise LookupFailed(f"{name} {kind}: {errors[-1][3]}") from None
-        except (dns.exception.DNSException, OSError, ValueError, EOFError) as failure:
-            raise LookupFailed(f"{name} {kind}: {failure}") from None
 
     # -------------------------------------------------------------- what is often asked
 
@@ -201,14 +194,51 @@ class Resolver:
 
     def names_of(self, address: str, *, until: float | None = None) -> Records:
         """The PTR records of an IP address."""
-        return self.lookup(dns.reversename.from_address(address).to_text(omit_final_dot=True), "PTR", until=until)
+        return self.lookup(ipaddress.ip_address(address).reverse_pointer, "PTR", until=until)
+
+
+def _make(settings: ResolverSettings) -> dns.resolver.Resolver:
+    """With all of the library that a lookup needs. Blocks."""
+    import dns.flags
+    import dns.resolver
+
+    made = dns.resolver.Resolver(configure=False)
+    made.nameservers = list(settings.nameservers) or _system_nameservers()
+    made.port = settings.port
+    made.timeout, made.lifetime = settings.try_seconds, settings.seconds
+    made.use_edns(0, 0, EDNS_OCTETS)
+    made.flags = dns.flags.RD | dns.flags.AD
+    return made
 
 
 def _system_nameservers() -> list[str]:
+    import dns.exception
+    import dns.resolver
+
     try:
         return [str(one) for one in dns.resolver.Resolver().nameservers]
     except dns.exception.DNSException:
         return ["127.0.0.1"]  # as the C library does without a configuration, resolv.conf(5)
+
+
+def _query(ours: dns.resolver.Resolver, name: str, kind: str, seconds: float) -> dns.resolver.Answer:
+    import dns.exception
+    import dns.name
+    import dns.resolver
+
+    try:
+        return ours.resolve(name, kind, raise_on_no_answer=False, search=False, lifetime=max(0.01, seconds))
+    except dns.resolver.NXDOMAIN:
+        raise NameNotFound(f"{name} does not exist") from None
+    except (dns.name.LabelTooLong, dns.name.NameTooLong, dns.name.EmptyLabel, dns.name.BadEscape):
+        raise NameNotFound(f"{name[:80]} is not a name") from None
+    except dns.resolver.LifetimeTimeout:
+        raise LookupFailed(f"no answer for {name} {kind} in time") from None
+    except dns.resolver.NoNameservers as failure:
+        errors = failure.kwargs.get("errors") or [(None, None, None, "no name server")]
+        raise LookupFailed(f"{name} {kind}: {errors[-1][3]}") from None
+    except (dns.exception.DNSException, OSError, ValueError, EOFError) as failure:
+        raise LookupFailed(f"{name} {kind}: {failure}") from None
 
 
 def _value(kind: str, data: Any) -> Any:
