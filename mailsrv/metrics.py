@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mailsrv import __version__, counters
 from mailsrv.control import Reply
+from mailsrv.libraries import load
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -29,6 +30,7 @@ class Figure(NamedTuple):
 
 
 GAUGE, COUNTER = "gauge", "counter"
+_LIBRARY = ("prometheus_client.core", "prometheus_client.exposition", "prometheus_client.registry")
 FIGURES = {
     "mailsrv_info": Figure(GAUGE, "Always 1; the version is a label.", ("version",)),
     "mailsrv_up": Figure(GAUGE, "Whether a process answers.", ("process",)),
@@ -109,6 +111,7 @@ def gathered(replies: Sequence[Reply], disk: tuple[int, int] | None, certificate
 
 def exposition(rows: dict[str, Rows], accept: str) -> tuple[bytes, str]:
     """(text, its type), in the format the reader asks for. Takes some milliseconds: not for the event loop."""
+    load(*_LIBRARY)
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.registry import CollectorRegistry
 

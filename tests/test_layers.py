@@ -13,11 +13,12 @@ ALLOWED = {
     "counters": set(),
     "wire": {"values"},
     "at_hand": set(),
+    "libraries": set(),
     "store": {"at_hand", "values", "errors", "log", "counters"},
-    "mail": {"networks", "store", "values", "errors", "log", "counters"},
+    "mail": {"libraries", "networks", "store", "values", "errors", "log", "counters"},
     "networks": set(),
-    "net": {"networks", "wire", "log", "counters"},
-    "smtp": {"at_hand", "mail", "net", "wire", "values", "errors", "log", "counters"},
+    "net": {"libraries", "networks", "wire", "log", "counters"},
+    "smtp": {"at_hand", "libraries", "mail", "net", "wire", "values", "errors", "log", "counters"},
     "imap": {"mail", "net", "wire", "values", "errors", "log", "counters"},
 }
 # The rest is the top: the program, its command line, its configuration.
@@ -61,11 +62,11 @@ TOP = {
 }
 GEVENT = {
     "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.idle",
-    "imap.mailboxes", "imap.session", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate", "mail.mailbox",
-    "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled", "mail.together",
-    "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial", "net.https", "net.listener", "net.resolver", "net.stream",
-    "quickstart", "rotation", "settings", "store.arrivals", "store.base", "store.entry", "store.files", "store.spool",
-    "supervisor", "systemd", "ticker", "vitals",
+    "imap.mailboxes", "imap.session", "libraries", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate",
+    "mail.mailbox", "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled",
+    "mail.together", "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial", "net.https", "net.listener",
+    "net.resolver", "net.stream", "quickstart", "rotation", "settings", "store.arrivals", "store.base", "store.entry",
+    "store.files", "store.spool", "supervisor", "systemd", "ticker", "vitals",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ time; schemes computed in Python run in a short-lived helper process. A verified
 minutes under a key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run
 and gets the same answer. How often somebody may fail is `mail.throttle`'s to say.
 
-Imports: mail.{accounts,logins,throttle}, store.files (the pool), log, errors, values.
+Imports: mail.{accounts,logins,throttle}, store.files (the pool), libraries, log, errors, values.
 RFC 9106 (argon2), OWASP password storage.
 """
 
@@ -28,6 +28,7 @@ from gevent.monkey import get_original
 
 from mailsrv import log
 from mailsrv.errors import AddressInvalid, AuthenticationFailed, LoginThrottled, MailError
+from mailsrv.libraries import load
 from mailsrv.mail.accounts import Accounts, User
 from mailsrv.mail.logins import Logins
 from mailsrv.mail.throttle import Throttle
@@ -45,6 +46,7 @@ LONGEST_QUESTION = 32 * 1024  # a pipe takes it without waiting
 _posix_spawn, _waitpid, _close = get_original("os", ["posix_spawn", "waitpid", "close"])
 _poll = get_original("select", "poll")
 CURRENT = "{ARGON2ID}"
+_ARGON2 = ("argon2", "argon2.exceptions")
 
 # What Dovecot calls a scheme, as passlib names it. Computed in Python there, hence in the helper process.
 _PASSLIB = {
@@ -66,6 +68,7 @@ def check_strength(password: str) -> None:
 
 def hash_password(password: str) -> str:
     """`{ARGON2ID}$argon2id$…` with OWASP's parameters; blocks for some 25 ms."""
+    load(*_ARGON2)
     from argon2 import PasswordHasher
 
     return CURRENT + PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES).hash(password)
@@ -111,6 +114,7 @@ def verify(password: str, stored: str) -> bool:
     secret = password.encode()
     try:
         if scheme in ("ARGON2ID", "ARGON2I"):
+            load(*_ARGON2)
             from argon2 import PasswordHasher
             from argon2.exceptions import Argon2Error, InvalidHashError
 
@@ -119,6 +123,7 @@ def verify(password: str, stored: str) -> bool:
             except (Argon2Error, InvalidHashError):
                 return False
         if scheme == "BLF-CRYPT":
+            load("bcrypt")
             import bcrypt
 
             return bool(bcrypt.checkpw(secret[:72], rest.replace("$2y$", "$2b$", 1).encode()))

@@ -1,9 +1,9 @@
 """A private key that mail is signed with: RSA or Ed25519.
 
-`cryptography` is large, and a server without keys never needs it: it is imported at the first use (in a thread: some
-30 ms), or by `preload` (decision 41).
+`cryptography` is large, and a server without keys never needs it: it is imported at the first use, or by `preload`
+(decision 41).
 
-Imports: cryptography.    RFC 6376 3.3.1 and 3.6.1, RFC 8301 (sizes), RFC 8463 (Ed25519).
+Imports: libraries; cryptography.    RFC 6376 3.3.1 and 3.6.1, RFC 8301 (sizes), RFC 8463 (Ed25519).
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ import hashlib
 from base64 import b64encode
 from typing import TYPE_CHECKING
 
+from mailsrv.libraries import load
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 RSA, ED25519 = "rsa-sha256", "ed25519-sha256"
 RSA_BITS = 2048
+_LIBRARY = "cryptography.hazmat.primitives"
+_PARTS = (
+    *(f"{_LIBRARY}.asymmetric.{name}" for name in ("ed25519", "padding", "rsa")),
+    *(f"{_LIBRARY}.{name}" for name in ("hashes", "serialization")),
+)
 
 
 def preload() -> None:
-    """For a process that will sign: have the library now."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
-
-    assert serialization and ed25519 and padding and rsa
+    """Have the library now, some 30 ms; else at the first use, in a thread."""
+    load(*_PARTS)
 
 
 class PrivateKey:
@@ -36,6 +40,7 @@ class PrivateKey:
 
     @classmethod
     def generate(cls, algorithm: str) -> PrivateKey:
+        preload()
         from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
         if algorithm == ED25519:
@@ -45,6 +50,7 @@ class PrivateKey:
     @classmethod
     def load(cls, algorithm: str, pem: bytes) -> PrivateKey:
         """ValueError for what is no key of this kind."""
+        preload()
         from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 

@@ -7,7 +7,7 @@ with a bound; who asks what somebody else is asking already waits for that answe
 dnspython waits in `selectors` and `time.sleep`, which gevent makes cooperative: a lookup holds up its greenlet alone.
 It is imported at the first lookup, in a thread: a process that never sends mail does without it (decision 41).
 
-Imports: dns, gevent, log.    RFC 1035, 2308 (negative answers), 6840 5.7 (AD), 7505 (null MX), 8020.
+Imports: libraries, dns, gevent.    RFC 1035, 2308 (negative answers), 6840 5.7 (AD), 7505 (null MX), 8020.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from gevent.pool import Group
 
+from mailsrv.libraries import load
+
 if TYPE_CHECKING:
     import dns.resolver
 
@@ -31,6 +33,11 @@ MOST_ALIASES = 8
 LEAST_TTL, MOST_TTL = 5.0, 3600.0
 FAILURE_TTL = 10.0  # many messages for one dead zone ask once
 EDNS_OCTETS = 1232
+_KINDS = ("ANY.CNAME", "ANY.MX", "ANY.NS", "ANY.OPT", "ANY.PTR", "ANY.SOA", "ANY.TLSA", "ANY.TXT", "IN.A", "IN.AAAA")
+_LIBRARY = (
+    "dns.exception", "dns.flags", "dns.name", "dns.resolver",
+    *(f"dns.rdtypes.{kind}" for kind in _KINDS),  # else at the first answer with one, on the hub
+)  # fmt: skip
 
 
 class NameNotFound(Exception):
@@ -199,6 +206,7 @@ class Resolver:
 
 def _make(settings: ResolverSettings) -> dns.resolver.Resolver:
     """With all of the library that a lookup needs. Blocks."""
+    load(*_LIBRARY)
     import dns.flags
     import dns.resolver
 

@@ -8,7 +8,7 @@ Limits: a usage 2 record of a key alone, unhashed, counts only if its certificat
 anchor is verified by `cryptography`, which wants certificates of version 3, names in subjectAltName, and signatures
 and keys of today's strength.
 
-Imports: cryptography, large and only here when a certificate is looked into (decision 41).    RFC 6698, 7671, 7672.
+Imports: libraries; cryptography, only where a certificate is looked into (decision 41).    RFC 6698, 7671, 7672.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.x509.verification import Policy
 
+from mailsrv.libraries import load
+
 TRUST_ANCHOR, END_ENTITY = 2, 3
+_LIBRARY = (
+    "cryptography.exceptions", "cryptography.hazmat.primitives.serialization", "cryptography.x509",
+    "cryptography.x509.verification",
+)  # fmt: skip
 _DIGESTS = {1: hashlib.sha256, 2: hashlib.sha512}
 
 
@@ -60,6 +66,7 @@ def is_authentic(records: Sequence[Tlsa], chain: Sequence[bytes], names: Sequenc
 def _matches(record: Tlsa, der: bytes) -> bool:
     selected = der
     if record.selector == 1:
+        load(*_LIBRARY)
         from cryptography import x509
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -79,6 +86,7 @@ def _is_authority(policy: Policy, certificate: x509.Certificate, extension: x509
 
 
 def _signs_for(anchor: bytes, chain: Sequence[bytes], names: Sequence[str]) -> bool:
+    load(*_LIBRARY)
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.x509.verification import Criticality, ExtensionPolicy, PolicyBuilder, Store, VerificationError
