@@ -3,6 +3,7 @@ own.
 """
 
 import base64
+import imaplib
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,10 +13,13 @@ from typing import Any
 import gevent
 import pytest
 
+from mailsrv import runner
 from mailsrv.mail.intake import Intake
 from mailsrv.net.stream import Stream
 from mailsrv.smtp.context import Services, SmtpSettings
 from mailsrv.smtp.session import Session
+
+from .elsewhere import World
 
 PASSWORD = "correct horse"
 
@@ -188,3 +192,27 @@ def traces() -> Callable[[Any], list[Path]]:
         return [path for part in ("new", "cur", "tmp") for path in mail.rglob(f"{part}/*") if path.is_file()]
 
     return find
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World()
+    monkeypatch.setattr(runner, "way_out", lambda config, accounts: made)
+    yield made
+    made.open = True
+
+
+@pytest.fixture
+def imap() -> Iterator[Callable[[Any], imaplib.IMAP4]]:
+    """`imap(server)`: ann, logged in."""
+    opened = []
+
+    def login(server: Any) -> imaplib.IMAP4:
+        client = imaplib.IMAP4("127.0.0.1", server.ports["imap"], timeout=20)
+        opened.append(client)
+        client.login("ann@example.com", PASSWORD)
+        return client
+
+    yield login
+    for client in opened:
+        client.shutdown()

@@ -1,6 +1,5 @@
 """Waiting mail over IMAP: shown to its sender as it changes, cancelled by deleting it; and mail that leaves later."""
 
-import imaplib
 import re
 import time
 
@@ -12,32 +11,7 @@ from mailsrv.mail import queue
 from mailsrv.store.entry import CANCELLED
 from mailsrv.values import Address
 
-from ..conftest import PASSWORD
-from .test_sending import World, queue_files, runner_tell, send, until
-
-
-@pytest.fixture
-def world(monkeypatch):
-    made = World()
-    monkeypatch.setattr(runner, "way_out", lambda config, accounts: made)
-    yield made
-    made.open = True
-
-
-@pytest.fixture
-def imap(serve):
-    """`imap(server)`: ann, logged in."""
-    opened = []
-
-    def login(server):
-        client = imaplib.IMAP4("127.0.0.1", server.ports["imap"], timeout=20)
-        opened.append(client)
-        client.login("ann@example.com", PASSWORD)
-        return client
-
-    yield login
-    for client in opened:
-        client.shutdown()
+from .elsewhere import queue_files, runner_tell, send, until
 
 
 def fetched(client, mailbox="Outbox"):

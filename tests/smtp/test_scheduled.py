@@ -2,7 +2,6 @@
 
 import email
 import email.utils
-import imaplib
 import time
 from contextlib import contextmanager
 
@@ -16,36 +15,22 @@ from mailsrv.mail.scheduled import entry_id, next_hour
 from mailsrv.store.spool import is_id, time_of
 from mailsrv.values import AccountId, MailboxId
 
-from ..conftest import PASSWORD
+from .elsewhere import queue_files, runner_tell, until
 from .test_outbox import entry, fetched
-from .test_sending import World, queue_files, runner_tell, until
 
 ON = {"submission.scheduled_mailbox": "Scheduled"}
 
 
 @pytest.fixture
-def world(monkeypatch):
-    made = World()
-    monkeypatch.setattr(runner, "way_out", lambda config, accounts: made)
-    yield made
-    made.open = True
-
-
-@pytest.fixture
-def imap(serve):
+def imap(imap):
     """`imap(server)`: ann, logged in, with a mailbox Scheduled."""
-    opened = []
 
     def login(server):
-        client = imaplib.IMAP4("127.0.0.1", server.ports["imap"], timeout=20)
-        opened.append(client)
-        client.login("ann@example.com", PASSWORD)
+        client = imap(server)
         client.create("Scheduled")
         return client
 
-    yield login
-    for client in opened:
-        client.shutdown()
+    return login
 
 
 def at(seconds):
