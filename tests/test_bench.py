@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
 from benchlib import __main__ as command  # noqa: E402
-from benchlib import plan, report, results, rows  # noqa: E402
+from benchlib import goals, plan, report, results, rows  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,31 @@ def test_processor_time_in_a_second_is_a_cost():
     ours, theirs = run(idlecpu__server_cpu_ms_per_s=4.0), run(idlecpu__server_cpu_ms_per_s=1.0)
     text = report.markdown(result({"mailsrv-1": {"idlecpu": [ours]}, "dovecot": {"idlecpu": [theirs]}}))
     assert table_row(text, "200 connections in IDLE: server CPU") == ["4.00 ms/s", "1.00 ms/s", "0.25x"]
+
+
+def test_goals_are_held_against_a_full_run_with_the_limits_of_the_machine():
+    ours = {"push": [run(push__irregular__after_250__p50_ms=0.2, push__irregular__smtp_250_after_eod__p50_ms=2.0)],
+            "throughput": [run(throughput__10k__c1__visible_per_s=700.0)]}  # fmt: skip
+    theirs = {"throughput": [run(throughput__10k__c1__visible_per_s=400.0)]}
+    best = {"throughput": [run(throughput__10k__c1__visible_per_s=500.0)]}
+    found = result({"mailsrv": ours, "dovecot": theirs, "dovecot-lmtp": best})
+    assert "## The goals" not in report.markdown(found), "a quick run is of another size"
+    found |= {"quick": False, "sizes": plan.FULL, "floor": {"disk.fsync 10k file+dir, 1 thread [/s]": 800.0}}
+    text = report.markdown(found)
+    assert "1 of 3 are met in this run." in text
+    assert table_row(text, "250 -> EXISTS, median")[:2] + table_row(text, "250 -> EXISTS, median")[-1:] == [
+        "at most 0.3 ms", "0.2 ms", "met",
+    ]  # fmt: skip
+    goal = table_row(text.partition("## Push")[0], "end of data -> 250, median")
+    assert goal == ["at most 1.50 ms", "2.00 ms", "", "1.25 ms", f"needs {goals.SYNCED}"]
+    goal = table_row(text, "10 KB mails visible, 1 connection")
+    assert goal[:4] == ["at least 750/s (1.5x the best)", "700/s", "500/s", "800/s"]
+
+
+def test_every_goal_is_a_figure_of_the_report():
+    """By its name, or the table would stay empty without anybody noticing."""
+    names = {row.name for group in rows.groups(plan.FULL) for row in group.rows}
+    assert {goal.name for goal in goals.GOALS} <= names
 
 
 def test_one_wrong_answer_in_any_round_fails_the_workload():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from . import goals
 from .results import Failed, Figure, failures, outcome, ratio
 from .rows import Group, Row, groups
+from .util import number, quantity
 
 PEERS = {
     "dovecot": "Dovecot + Postfix",
@@ -16,25 +18,6 @@ PEERS = {
 }
 BUSY = 0.5  # load average before it began
 BEGIN, END = "<!-- bench/run --readme: begin -->", "<!-- bench/run --readme: end -->"
-
-
-def number(value: float) -> str:
-    size = abs(value)
-    if value == 0:
-        return "0"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size >= 100:
-        return f"{value:.0f}"
-    if size >= 10:
-        return f"{value:.1f}"
-    if size >= 1:
-        return f"{value:.2f}"
-    return f"{value:.3g}"
-
-
-def quantity(value: str, unit: str) -> str:
-    return f"{value}{unit}" if unit.startswith("/") else f"{value} {unit}".rstrip()
 
 
 def cell(row: Row, result: dict[str, Figure] | Failed | None) -> str:
@@ -65,6 +48,7 @@ def markdown(results: dict[str, Any], picture: str | None = None) -> str:
     lines = ["# How fast it is", "", *preface(results), ""]
     if picture:
         lines += [f"![Ratios and latencies]({picture})", ""]
+    lines += goals.table(results)
     for group in groups(results["sizes"]):
         lines += section(results, group)
     lines += limits(results)
