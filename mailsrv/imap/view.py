@@ -42,7 +42,7 @@ class View:
         self.cursor = mailbox.highest_modseq
         self.keyword_names = mailbox.keyword_names
         self.recent: tuple[tuple[int, int], ...] = ()  # half-open UID ranges
-        self.pending: set[int] = set()  # expunged, the client does not know
+        self.pending: frozenset[int] = frozenset()  # expunged, the client does not know; mostly none
         self.silenced: dict[int, int] | None = None  # uid -> modseq of a change of our own not to be told
         self.uses_uid = False
         mailbox.writers += not read_only
@@ -152,7 +152,8 @@ class View:
         changes = mailbox.changes_since(self.cursor, self.uids, self.count)
         self.cursor = changes.modseq
         lines: list[bytes] = []
-        self.pending.update(changes.vanished)
+        if changes.vanished:
+            self.pending = self.pending.union(changes.vanished)
         if self.pending and expunges:
             lines.extend(self._expunge_lines())
         if changes.arrived:
@@ -190,7 +191,7 @@ class View:
             remaining.extend(self.uids[start:position])
             start = position + 1
         self.uids, self.count = remaining, len(remaining)
-        self.pending.clear()
+        self.pending = frozenset()
         return lines
 
     def silence(self, uids: Sequence[int], modseq: int) -> None:

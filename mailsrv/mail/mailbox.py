@@ -461,7 +461,7 @@ class AccountMail:
         self._owner, self.account, self.store = owner, account, store
         self._threads = BoundedSemaphore(THREADS_PER_ACCOUNT)
         self._inbox: MailboxInfo | None = None
-        self._deliveries = Deliveries(lambda number, lot: self._deliver_to(store.append_all, number, lot))
+        self._deliveries: Deliveries | None = None  # from the first one on
 
     def run(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._threads, self._owner.looking, self._announcing():
@@ -605,6 +605,9 @@ class AccountMail:
         )
         if message.text() is None:  # in a file of its own already: nothing is won, and others would wait for it
             return self._deliver_to(self.store.append, number, arrival)
+        if self._deliveries is None:
+            append_all = self.store.append_all
+            self._deliveries = Deliveries(lambda number, lot: self._deliver_to(append_all, number, lot))
         return self._deliveries.deliver(number, arrival)
 
 

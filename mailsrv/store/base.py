@@ -17,6 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 from gevent.monkey import get_original
 
@@ -98,6 +99,8 @@ def rest_indexes(seconds: float) -> None:
 
 
 class StoreBase:
+    opens: ClassVar[Counter[str]] = Counter()  # how message files were found, in all accounts of the process
+
     def __init__(
         self,
         account: AccountId,
@@ -111,7 +114,6 @@ class StoreBase:
         self.account, self.home = account, home
         self.maildir = f"{home}/Maildir"
         self.tmp_dir = f"{self.maildir}/tmp"
-        self.opens: Counter[str] = Counter()
         self._prepare, self._clock, self._defaults = prepare, clock, tuple(defaults)
         self._host = names.safe_host(host)
         self._mutex = files.native_lock()
@@ -120,7 +122,7 @@ class StoreBase:
         self._index: SqliteIndex | None = None
         self._pid = os.getpid()
         self.found: set[int] = set()  # mailboxes in which other programs' changes were committed: to be announced
-        self._finding: set[int] = set()  # the same, of the transaction under way
+        self._finding: list[int] = []  # the same, of the transaction under way
         self._verified: dict[int, tuple[int, int]] = {}  # number -> mtimes at which the entries were counted
 
     # -------------------------------------------------------------- locks and connection
@@ -155,7 +157,7 @@ class StoreBase:
                     self._finish_of_others(index)
                     yield index
                     files.step("commit", index.path)
-                self.found |= self._finding  # not before: who is told must find it
+                self.found.update(self._finding)  # not before: who is told must find it
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage

@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from mailsrv.errors import MailboxNameInvalid
@@ -107,6 +108,7 @@ def arrival(base: str) -> int:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 12 else 0
 
 
+@lru_cache(1)
 def safe_host(host: str) -> str:
     """A host name as it may stand in a file name."""
     return re.sub(r"[^A-Za-z0-9.-]", "_", host)[:64] or "localhost"

@@ -64,7 +64,7 @@ def reconcile(store: StoreBase, index: SqliteIndex, record: MailboxRecord, boot:
     record.cur_mtime, record.new_mtime = (0, 0) if comparison.left else (cur_mtime, new_mtime)
     index.put_mailbox(record)
     if changed:
-        store._finding.add(record.number)
+        store._finding.append(record.number)
     return Outcome(changed, comparison.left)
 
 
@@ -75,7 +75,7 @@ def adopt(
     comparison = _Comparison(store, index, record, store.folder(record.directory), 1)
     comparison.insert(comparison.adopted(list(left), left))
     index.put_mailbox(record)
-    store._finding.add(record.number)
+    store._finding.append(record.number)
     return comparison.left
 
 
