@@ -9,10 +9,12 @@ monkey.patch_all()
 
 import json
 import os
+import random
 import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,22 @@ def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
     log.listeners.remove(listener)
 
 
+_ports_given: set[int] = set()
+
+
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    """Never one of those that the kernel gives to whoever asks for any: nobody takes it before a server does, or while
+    the server starts again.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            if port not in _ports_given:
+                found.append(port)
+                _ports_given.add(port)
+    return found
 
 
 def configuration(directory: Path, certificate: tuple[str, str] | None, changes: dict[str, Any]) -> config.Config:
@@ -129,8 +138,8 @@ class Serving:
         return self.directory / "mail" / DOMAIN / name / "Maildir"
 
     def connect(self, service: str) -> socket.socket:
-        """A connection to a service, inside TLS where that begins with the first octet; 10 s for each read."""
-        sock = socket.create_connection(("127.0.0.1", self.ports[service]), timeout=10)
+        """A connection to a service, inside TLS where that begins with the first octet; 60 s for each read."""
+        sock = socket.create_connection(("127.0.0.1", self.ports[service]), timeout=60)
         if service in ("imaps", "submissions"):
             return self.client_tls.wrap_socket(sock, server_hostname="localhost")
         return sock
@@ -174,7 +183,7 @@ def told_the_end() -> Callable[[socket.socket], None]:
     def wait(sock: socket.socket) -> None:
         poll = get_original("select", "poll")()
         poll.register(sock.fileno(), select.POLLRDHUP)
-        with gevent.Timeout(10):
+        with gevent.Timeout(60):
             while not poll.poll(0):
                 gevent.sleep(0.001)
 

@@ -19,7 +19,7 @@ from benchlib import goals, plan, report, results, rows  # noqa: E402
 def toys() -> dict[tuple[str, str], dict]:
     """What the toy servers came to. In a process of its own: the benchmark's client uses epoll, threads and signals."""
     command = [sys.executable, str(ROOT / "bench" / "selftest.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stdout + done.stderr
     return {(one["mode"], one["workload"]): result({"mailsrv": {one["workload"]: [one]}}) for one in outcomes}

@@ -18,8 +18,26 @@ from mailsrv import log
 def lines_of(code: str, *, stderr: int = subprocess.PIPE) -> list[str]:
     """What a fresh process that runs `code` writes to standard error."""
     program = "from gevent import monkey; monkey.patch_all()\nimport os\nfrom mailsrv import log\n" + code
-    done = subprocess.run([sys.executable, "-c", program], stderr=stderr, timeout=30, check=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], stderr=stderr, timeout=120, check=True, text=True)
     return (done.stderr or "").splitlines()
+
+
+# `held(count)` logs so many events and prints how long one took, as a rule and at most.
+HELD = """
+def held(count, **fields):
+    took = []
+    for n in range(count):
+        begun = time.monotonic()
+        log.info('event', n=n, **fields)
+        took.append(time.monotonic() - begun)
+    print(sorted(took)[count * 9 // 10], max(took), flush=True)
+"""
+
+
+def held_nobody(printed: str) -> bool:
+    """Logging waited for no output. A loaded machine may have held up the program itself now and then."""
+    usual, longest = map(float, printed.split())
+    return usual < 0.0003 and longest < log.PATIENCE_SECONDS / 2
 
 
 def test_f24_logfmt_line():
@@ -137,18 +155,14 @@ def test_b12_output_that_hangs_holds_nobody_and_drops_are_counted():
         "from gevent import monkey; monkey.patch_all()\nimport time\nfrom mailsrv import log\n"
         "log.QUEUE_LIMIT = 1000\n"
         "for n in range(5000): log.info('event', text='x' * 400)\n"
-        "start = time.monotonic()\n"
-        "for n in range(1000): log.info('event', text='x' * 400)\n"
-        "print('held', time.monotonic() - start, flush=True)\n"
+        f"{HELD}held(1000, text='x' * 400)\n"
         "input()\nlog.info('last')\nlog.flush(20)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=write, text=True
     ) as child:
         os.close(write)
-        word, seconds = child.stdout.readline().split()
-        assert word == "held"
-        assert float(seconds) < 1
+        assert held_nobody(child.stdout.readline())
         child.stdin.write("\n")
         child.stdin.close()
         written = b""
@@ -228,19 +242,19 @@ def test_listeners_hear_every_event_at_once():
 
 
 def test_logging_is_cheap():
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(2000):
         log.debug("hidden", uid=7)
-    assert time.perf_counter() - start < 0.2
+    assert time.thread_time() - start < 0.2
 
 
 def test_the_same_of_the_same_peer_is_counted_and_what_others_cause_is_not():
     lines = lines_of(
-        "log.REPEAT_SECONDS = 0.3\n"
+        "log.REPEAT_SECONDS = 60\n"
         "for n in range(200):\n"
         " log.info('refused', peer='192.0.2.1', n=n); log.info('delivered', peer='192.0.2.1', n=n)\n"
         "log.info('refused', peer='192.0.2.2', n=0)\n"
-        "import time; log.flush(); time.sleep(1)\n"
+        "log.flush(); log.REPEAT_SECONDS = 0; log.info('later'); log.flush(); log.REPEAT_SECONDS = 60\n"
         "log.info('refused', peer='192.0.2.1', n=200); log.flush()\n"
         "for n in range(50): log.warning('auth failed', rip='192.0.2.1')"
     )
@@ -258,11 +272,15 @@ def test_the_same_of_the_same_peer_is_counted_and_what_others_cause_is_not():
 def test_a_flood_that_goes_on_says_how_much_of_it_is_not_shown():
     lines = lines_of(
         "log.REPEAT_SECONDS = 0.3\nimport time\n"
-        "end = time.monotonic() + 1\nwhile time.monotonic() < end: log.warning('full', what='disk'); time.sleep(0.001)"
+        "begun, count = time.monotonic(), 0\n"
+        "while count < 400 or time.monotonic() < begun + 1:\n"
+        " log.warning('full', what='disk'); time.sleep(0.001); count += 1\n"
+        "log.warning('done', seconds=time.monotonic() - begun)"
     )
+    seconds = float(lines[-1].rpartition("=")[2]) if "done" in lines[-1] else 0.0
     told = [int(line.rpartition("=")[2]) for line in lines if "suppressed=" in line]
     assert told and sum(told) > 100
-    assert len(lines) < 5 * (log.REPEATS + 2)
+    assert len(lines) < (seconds / 0.3 + 2) * (log.REPEATS + 2)
 
 
 class Syslog:
@@ -271,7 +289,7 @@ class Syslog:
     def __init__(self, path):
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.bind(path)
-        self._sock.settimeout(20)
+        self._sock.settimeout(60)
 
     def __enter__(self):
         return self
@@ -287,11 +305,10 @@ def test_syslog_is_written_to_and_waited_for_by_nobody(tmp_path):
     path = str(tmp_path / "log")
     program = (
         "from gevent import monkey; monkey.patch_all()\nimport time\nfrom mailsrv import log\n"
-        f"log.SYSLOG_PATH = {path!r}\nlog.configure(file='syslog')\n"
+        f"log.SYSLOG_PATH = {path!r}\nlog.configure(file='syslog'); log.PATIENCE_SECONDS = 60\n"
         "log.info('delivered', to='a b'); log.error('broken'); log.flush(); print('one', flush=True); input()\n"
         "log.warning('again'); log.flush(); print('two', flush=True); input()\n"
-        "start = time.monotonic()\nfor n in range(3000): log.info('event', n=n)\n"
-        "print(time.monotonic() - start, flush=True)\n"
+        f"{HELD}held(3000)\n"
         "while not log.problem(): time.sleep(0.01)\n"
         "print(log.problem(), flush=True); log.flush(20)\nprint('dropped', log.dropped())"
     )
@@ -311,7 +328,7 @@ def test_syslog_is_written_to_and_waited_for_by_nobody(tmp_path):
             assert child.stdout.readline() == "two\n"
             child.stdin.write("\n")  # and now it hangs: nobody reads
             child.stdin.flush()
-            assert float(child.stdout.readline()) < 1
+            assert held_nobody(child.stdout.readline())
             assert "nobody reads" in child.stdout.readline()
             for number in range(3000):  # it reads again: nothing was lost
                 assert daemon.next().endswith(f": info event n={number}")

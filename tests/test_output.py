@@ -37,7 +37,7 @@ def test_progress_of_an_unknown_total_is_for_terminals(capsys, monkeypatch):
 def test_doctor_beside_a_pipe_is_silent_about_its_progress(tmp_path):
     settings = configuration(tmp_path, None, {})
     words = [sys.executable, "-m", "mailsrv", "doctor", "--no-dns", "--config", settings.path]
-    assert subprocess.run(words, capture_output=True, text=True, timeout=50, check=False).stderr == ""
+    assert subprocess.run(words, capture_output=True, text=True, timeout=120, check=False).stderr == ""
 
 
 def test_the_nearest_command_is_named(capsys):

@@ -15,7 +15,7 @@ def seconds(events):
     ticking = gevent.spawn(Ticker().run)
 
     def wait(count):
-        with gevent.Timeout(20):
+        with gevent.Timeout(60):
             while len(found := [fields for event, fields in events if event == "hub delay"]) < count:
                 gevent.sleep(0.01)
         return found[:count]

@@ -21,7 +21,7 @@ from mailsrv.start import SERVICES
 from tests.conftest import DOMAIN, PASSWORD, USERS, configuration
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 30.0  # for whatever must happen
+SECONDS = 90.0  # for whatever must happen, on a machine however busy
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
@@ -71,7 +71,7 @@ class Daemon:
 
     def answers(self, service: str) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.ports[service]), timeout=5) as sock:
+            with socket.create_connection(("127.0.0.1", self.ports[service]), timeout=20) as sock:
                 return bool(sock.recv(1))
         except OSError:
             return False

@@ -4,7 +4,7 @@ import smtplib
 from pathlib import Path
 
 from tests.daemon.conftest import until
-from tests.daemon.test_status import answer, both_workers
+from tests.daemon.test_status import alarms_of, answer, both_workers
 
 
 def canary_of(server):
@@ -25,7 +25,7 @@ def test_every_worker_is_told_and_the_mailbox_does_not_grow(daemon, imap):
     first = until(lambda: now if (now := canary_of(server)) and now["seen_at"] else None, "seen once")
     later = until(lambda: now if (now := canary_of(server))["seen_at"] > first["seen_at"] + 1 else None, "again")
     assert later["problems"] == {}
-    assert 0 < later["last_seconds"] < 10
+    assert 0 < later["last_seconds"] < 60
     until(lambda: len(files(server)) <= 2, "the old ones are removed")
     status = server.command("status").stdout
     assert "a message to ourselves was pushed within " in status
@@ -53,7 +53,8 @@ def test_a_message_that_cannot_be_stored_is_an_alarm_until_it_can(daemon):
     home.rename(home.with_name("away"))
     home.write_text("in the way")
     found = until(lambda: now if (now := answer(server, "status"))["canary"]["problems"] else None, "an alarm")
-    assert [text for text in found["alarms"] if text.startswith("Canary, worker-0: ")] == found["alarms"]
+    said = alarms_of(found)
+    assert said and [text for text in said if text.startswith("Canary, worker-0: ")] == said
     assert "ALARM  Canary, worker-0: " in server.command("status").stdout
     until(lambda: " error canary-failed " in server.log.read_text(), "the log tells")
     home.unlink()
@@ -73,7 +74,7 @@ def test_a_worker_that_is_not_told_knows_it(serve, monkeypatch):
     monkeypatch.setattr(canary, "FIRST_SECONDS", 0.0)
     serving = serve(**{"canary.seconds": 0.2})
     watched = serving.server.canary
-    with gevent.Timeout(30):
+    with gevent.Timeout(60):
         while not watched.seen_at:
             gevent.sleep(0.01)
         monkeypatch.setattr(type(serving.server.registry), "_wake", lambda self, mailbox: None)

@@ -17,12 +17,12 @@ import pytest
 from mailsrv import config
 from mailsrv.mail.accounts import Accounts
 from tests.conftest import PASSWORD, configuration
-from tests.daemon.conftest import ROOT, until
+from tests.daemon.conftest import ROOT, SECONDS, until
 
 
 def mailsrv(*words, **more):
     return subprocess.run(
-        [sys.executable, "-m", "mailsrv", *words], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
+        [sys.executable, "-m", "mailsrv", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
         **more,
     )  # fmt: skip
 
@@ -228,7 +228,7 @@ def test_whoever_gives_a_command_nobody_else_can_read_what_it_writes(tmp_path):
         done = mailsrv(*words, "--config", settings.path, input="correct horse\n", umask=0o022)
         assert done.returncode == 0, done.stderr
     quick = [sys.executable, "-c", "from mailsrv import quickstart; quickstart.prepare('%s', 20000)" % (tmp_path / "q")]
-    subprocess.run(quick, cwd=ROOT, check=True, timeout=50, umask=0o022)
+    subprocess.run(quick, cwd=ROOT, check=True, timeout=120, umask=0o022)
     written = [path for top in (data, tmp_path / "q") for path in top.rglob("*") if path != data]
     assert {"accounts.sqlite3", "index.sqlite3", "passwords.json", "server.key"} <= {path.name for path in written}
     assert not [path for path in written if path.stat().st_mode & 0o077 and path.name not in ("ca.pem", "server.pem")]
@@ -294,7 +294,7 @@ def test_quickstart_shows_deliveries_and_pushes_and_keeps_the_mail(tmp_path):
                 ["curl", "-sS", "--cacert", str(tmp_path / "q/tls/ca.pem"), "--user", f"ann@example.test:{password}",
                  "--mail-from", "ann@example.test", "--mail-rcpt", "bo@example.test", "--upload-file", "-",
                  f"smtps://localhost:{base + 465}"],
-                input=b"Subject: Hello\r\n\r\nHello.\r\n", capture_output=True, timeout=30, check=False,
+                input=b"Subject: Hello\r\n\r\nHello.\r\n", capture_output=True, timeout=120, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             line = until(lambda: re.search(r"delivered  to bo@example.test  uid (\d+), .*", shown()), "the delivery")
@@ -302,6 +302,6 @@ def test_quickstart_shows_deliveries_and_pushes_and_keeps_the_mail(tmp_path):
             assert re.search(r"durable after \d+\.\d+ ms, committed \d+\.\d+ ms", line[0])
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0
+            assert process.wait(SECONDS) == 0
         assert "the mail is kept" in shown()
         assert "Traceback" not in shown()

@@ -18,7 +18,7 @@ from tests.daemon.test_processes_root import NOBODY, as_root, reachable  # noqa:
 from tests.daemon.test_queue_process import NOWHERE, runner_pid, submit
 from tests.fakes.dns import SERVFAIL, FakeDns
 
-pytestmark = pytest.mark.timeout(180)  # many commands, each a start of the program
+pytestmark = pytest.mark.timeout(400)  # many commands, each a start of the program
 OURS = "9.9.9.10"  # an address of the Internet, so that records can be wanted for it; nothing is sent there
 
 

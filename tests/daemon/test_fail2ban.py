@@ -31,7 +31,7 @@ def matches(log, mode="normal"):
     """The addresses that fail2ban would count, one for each line."""
     made = subprocess.run(
         ["fail2ban-regex", "-o", "ip", str(log), f"{FILTER}[mode={mode}]"],
-        capture_output=True, text=True, timeout=50, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert made.returncode in (0, 255), made.stderr  # 255: nothing found
     return re.findall(r"^[0-9a-f.:]+$", made.stdout, re.MULTILINE)
@@ -85,7 +85,7 @@ def test_s21_s22_fail2ban_counts_every_failure_and_no_forgery(daemon, format):
         if b"NO [AUTHENTICATIONFAILED]" in answer.result() or answer.result().startswith(b"535 ")
     ]  # fmt: skip
     assert len(expected) >= 8 and {"127.0.0.30", "127.0.0.31"} <= set(expected)  # NUL cannot be said in every way
-    with socket.create_connection(("127.0.0.1", server.ports["smtp"]), timeout=30) as sock:  # other lines of the log
+    with socket.create_connection(("127.0.0.1", server.ports["smtp"]), timeout=60) as sock:  # other lines of the log
         sock.recv(200)
         for line in FORGERIES[:2]:
             sock.sendall(f"MAIL FROM:<{line}>\r\n{line}\r\n".encode())

@@ -11,8 +11,8 @@ from tests.daemon.conftest import ROOT
 def faults(*words: str) -> subprocess.CompletedProcess[str]:
     """bin/run-faults in this environment. How soon a server is back is not measured beside other tests."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--back-seconds", "30", *words],
-        cwd=ROOT, capture_output=True, text=True, timeout=58, check=False,
+        [sys.executable, "-m", "tests.faults", "--back-seconds", "90", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
 
 

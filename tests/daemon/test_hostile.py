@@ -24,14 +24,14 @@ def resident(pid):
 
 def works(server, imap, number):
     """Somebody else is served meanwhile: a message in, and seen."""
-    with smtplib.SMTP("127.0.0.1", server.ports["smtp"], timeout=20) as client:
+    with smtplib.SMTP("127.0.0.1", server.ports["smtp"], timeout=60) as client:
         client.sendmail("x@elsewhere.org", ["bo@example.com"], f"Subject: Number {number}\r\n\r\nText.\r\n")
     reader = imap(server.connect("imaps"), "bo")
     assert len(reader.uids()) == number
     reader.close()
 
 
-def drain(sock, seconds=30):
+def drain(sock, seconds=60):
     """Everything up to the end of the connection."""
     sock.settimeout(seconds)
     received = b""
@@ -46,7 +46,7 @@ def drain(sock, seconds=30):
 def pour(sock, chunks):
     """Send until all is sent or the server has had enough; what it answered."""
     received = b""
-    sock.settimeout(20)
+    sock.settimeout(60)
     try:
         for chunk in chunks:
             sock.sendall(chunk)
@@ -56,7 +56,7 @@ def pour(sock, chunks):
                     received += data
             except BlockingIOError:
                 pass
-            sock.settimeout(20)
+            sock.settimeout(60)
         sock.shutdown(socket.SHUT_WR)
     except (ConnectionResetError, BrokenPipeError, TimeoutError):
         pass
@@ -103,7 +103,7 @@ def test_s16_fifty_stalled_handshakes_hold_up_nobody(daemon, imap):
         sock.sendall(b"no TLS at all\r\n")
     begun = time.monotonic()
     works(server, imap, 1)
-    assert time.monotonic() - begun < 10  # not behind the 30 s that a handshake may take
+    assert time.monotonic() - begun < 25  # not behind the 30 s that a handshake may take
     for sock in stalled:
         sock.close()
     works(server, imap, 2)

@@ -235,7 +235,7 @@ def fill(dns: FakeDns) -> None:
     dns.fail("broken.test", "MX", SERVFAIL)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_whatever_was_accepted_is_delivered_reported_or_queued_once(
     directory, certificate, authority_path, password_hash
 ):

@@ -142,7 +142,7 @@ def test_s20_an_old_telephone_locks_nobody_out(daemon, imap):
 def rcpt(server, *names):
     """The answers to MAIL and RCPTs on one connection, until it is closed."""
     answers = []
-    with socket.create_connection(("127.0.0.1", server.ports["smtp"]), timeout=30) as sock, sock.makefile("rb") as file:
+    with socket.create_connection(("127.0.0.1", server.ports["smtp"]), timeout=60) as sock, sock.makefile("rb") as file:
         file.readline()
         for line in ["HELO x", "MAIL FROM:<x@elsewhere.org>", *(f"RCPT TO:<{name}@example.com>" for name in names)]:
             sock.sendall(line.encode() + b"\r\n")
@@ -200,7 +200,7 @@ def test_s16_whoever_does_not_log_in_is_sent_away_whatever_else_is_asked(serve):
         assert line.startswith(b"* BYE Autologout")
     with server.connect("imap") as sock, sock.makefile("rb") as file:
         file.readline()
-        sock.settimeout(20)
+        sock.settimeout(60)
         answered = 0
         while True:
             sock.sendall(f"a{answered} NOOP\r\n".encode())

@@ -86,7 +86,7 @@ def test_a_syslog_that_nobody_reads_holds_up_nobody(made, imap, tmp_path):
     path = str(tmp_path / "syslog")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system, open(tmp_path / "stderr", "wb") as stderr:
         system.bind(path)
-        system.settimeout(20)
+        system.settimeout(60)
         server = made(**{"log.file": "syslog", "log.level": "debug"})
         server.start(sys.executable, "-c", OTHER_SYSLOG, path, stderr=stderr)
         idler = imap(server.connect("imap"))

@@ -8,6 +8,7 @@ import signal
 import smtplib
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 
 import gevent
@@ -29,13 +30,11 @@ def probed(daemon):
         [port] = free_ports(1)
         server = daemon(**{"metrics.listen": [f"127.0.0.1:{port}"], **changes})
 
-        def get(path, method="GET", **headers):
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-            client.request(method, path, headers=headers)
-            answer = client.getresponse()
-            body = answer.read().decode()
-            client.close()
-            return answer.status, answer.headers, body
+        def get(path, method="GET", seconds=SECONDS, **headers):
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)) as client:
+                client.request(method, path, headers=headers)
+                answer = client.getresponse()
+                return answer.status, answer.headers, answer.read().decode()
 
         server.probe_port = port
         return server, get
@@ -153,7 +152,7 @@ def test_a_worker_that_hangs_is_down_and_the_others_figures_come_in_time(probed)
         found = {}
         for _ in range(20):  # whoever answers: a request that the hung one was given would wait for it
             try:
-                found = samples(get("/metrics")[2])
+                found = samples(get("/metrics", seconds=20)[2])
                 break
             except TimeoutError:
                 continue

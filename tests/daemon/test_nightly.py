@@ -14,7 +14,7 @@ from mailsrv.runner import spool_of
 from mailsrv.store import account, spool
 from tests.daemon.test_doctor import damage, deliver
 
-pytestmark = pytest.mark.timeout(180)  # many commands, each a start of the program
+pytestmark = pytest.mark.timeout(400)  # many commands, each a start of the program
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Counted:
 
 
 def eventually(condition):
-    with gevent.Timeout(20):
+    with gevent.Timeout(60):
         while not condition():
             gevent.sleep(0.01)
 

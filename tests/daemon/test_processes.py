@@ -105,15 +105,14 @@ def test_killed_worker_is_replaced_and_the_others_go_on(daemon, imap):
 
 
 def test_hung_worker_is_killed_and_replaced(daemon, imap):
-    server = daemon(**{"server.workers": 2, "server.hang_seconds": 1.5})
+    server = daemon(**{"server.workers": 2, "server.hang_seconds": 5})
     before = until(lambda: server.workers() if len(server.workers()) == 2 else None, "two workers")
     os.kill(before[0], signal.SIGSTOP)  # as if its event loop did not turn
     after = until(lambda: now if len(now := server.workers()) == 2 and before[0] not in now else None, "a new worker")
     assert before[1] in after
-    until(
-        lambda: re.search(rf"process-hangs name=worker-\d pid={before[0]} silent_s=1\.", server.log.read_text()), "told"
-    )
-    time.sleep(2)  # longer than the limit: nobody else is taken to hang
+    hung = rf"process-hangs name=worker-\d pid={before[0]} silent_s=([\d.]+)"
+    assert float(until(lambda: re.search(hung, server.log.read_text()), "told")[1]) >= 5
+    time.sleep(6)  # longer than the limit: nobody else is taken to hang
     assert server.workers() == after
     assert imap(server.connect("imap")).uids() == {}
     assert server.stop() == 0
@@ -208,7 +207,7 @@ def uids_by_message(server):
     return found
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("whole", [False, True], ids=["worker", "supervisor"])
 def test_b14_r07_kill_9_during_delivery_loses_nothing_and_keeps_uids(daemon, whole):
     server = daemon(**{"server.workers": 2, "limits.connections_per_address": 1000})

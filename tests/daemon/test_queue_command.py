@@ -15,7 +15,7 @@ from mailsrv.store.spool import Spool, new_id
 from mailsrv.values import Address, Disposition, Envelope, Outcome
 from tests.conftest import configuration
 
-SECONDS = 30.0
+SECONDS = 60.0
 HOST = "mx.example.org[192.0.2.1]:25"
 
 

@@ -14,7 +14,7 @@ HARMLESS = {"OK", "INFO", "LOW", "DEBUG"}
 OF_THE_CLIENT = {"engine_problem"}  # its own OpenSSL knows no GOST ciphers, and so cannot offer them
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("service", "words"), [("imaps", []), ("submission", ["--starttls", "smtp"])], ids=["imaps", "submission"]
 )

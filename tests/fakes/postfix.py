@@ -47,7 +47,7 @@ def wait_for(address: str, port: int) -> None:
     end = time.monotonic() + SECONDS
     while True:
         try:
-            socket.create_connection((address, port), timeout=5).close()
+            socket.create_connection((address, port), timeout=60).close()
             return
         except OSError:
             assert time.monotonic() < end, f"nothing listens at {address}:{port}"

@@ -22,7 +22,7 @@ CHANGING = (
     "openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "unlink",
     "unlinkat", "mkdir", "mkdirat", "ftruncate", "utimensat",
 )  # fmt: skip
-SECONDS = 30.0
+SECONDS = 90.0
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 
 

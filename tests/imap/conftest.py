@@ -13,7 +13,7 @@ import gevent
 import pytest
 
 PASSWORD = "correct horse"
-SECONDS = 10  # that anything may take
+SECONDS = 60  # that anything may take
 _LITERAL = re.compile(rb"\{(\d+)\}\r\n\Z")
 
 

@@ -109,7 +109,7 @@ class Player:
 
     def _mail(self, text: str) -> None:
         sender, recipient = text.split(" -> ")
-        with smtplib.SMTP("127.0.0.1", self.serving.ports["smtp"], timeout=10) as client:
+        with smtplib.SMTP("127.0.0.1", self.serving.ports["smtp"], timeout=60) as client:
             recipient = recipient.replace("ann@example.com", self.user)
             client.sendmail(sender, [recipient], f"From: {sender}\r\nSubject: mail\r\n\r\nText\r\n")
 

@@ -96,7 +96,7 @@ def test_f04_idle(serving, client, mail):
     client.idle()
     mail(serving)
     seen = []
-    with gevent.Timeout(10):
+    with gevent.Timeout(60):
         while (1, b"EXISTS") not in seen:
             seen += client.idle_check(timeout=5)
     text, rest = client.idle_done()

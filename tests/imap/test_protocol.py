@@ -36,7 +36,7 @@ def pair():
         settings.setdefault("failure_delay_seconds", 0.0)
         settings.setdefault("allow_plaintext_login", True)
         ours, theirs = socket.socketpair()
-        ours.settimeout(10)
+        ours.settimeout(60)
         services = Services(
             server.accounts, server.server.passwords, server.server.mailboxes, "mx.example.com", tls_context,
             ImapSettings(**settings),

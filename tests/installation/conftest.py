@@ -12,5 +12,5 @@ from .private import ROOT, PrivateRoot
 def installed() -> Iterator[PrivateRoot]:
     """The program installed by `mailsrv install`; never started yet, and no domain."""
     with PrivateRoot() as root:
-        root.run("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "mailsrv", "install", outside_net=True, timeout=300)
+        root.run("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "mailsrv", "install", outside_net=True, timeout=500)
         yield root

@@ -83,7 +83,7 @@ class PrivateRoot:
         ]
 
     def run(
-        self, *words: str, code: int = 0, text: str = "", outside_net: bool = False, timeout: float = 120
+        self, *words: str, code: int = 0, text: str = "", outside_net: bool = False, timeout: float = 240
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in it; `outside_net` where packages are to be fetched. It must end with `code`."""
         done = subprocess.run(

@@ -15,14 +15,14 @@ from mailsrv.installation.actions import Actions
 
 from .private import ROOT, PrivateRoot
 
-pytestmark = pytest.mark.timeout(300)  # the fixture installs the program, with pip
+pytestmark = pytest.mark.timeout(600)  # the fixture installs the program, with pip
 
 
 def test_dry_run_prints_every_step_and_does_none(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-m", "mailsrv", "install", "--dry-run", "--prefix", str(tmp_path)],
-        capture_output=True, text=True, timeout=30, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(tmp_path.rglob("*")) == before

@@ -18,12 +18,12 @@ from mailsrv.installation import preflight
 from ..conftest import configuration
 from .private import ROOT, PrivateRoot, environment
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def mailsrv(*words: str, text: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "mailsrv", *words], input=text, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "mailsrv", *words], input=text, capture_output=True, text=True, timeout=120, check=False,
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
@@ -159,7 +159,7 @@ class Terminal:
             os.execvpe(command[0], command, environment())  # not the caller's PATH, which may lead to a tree under test
         self.said = ""
 
-    def expect(self, text: str, seconds: float = 60) -> None:
+    def expect(self, text: str, seconds: float = 120) -> None:
         """Wait until it has said this, after what was expected before."""
         deadline = time.monotonic() + seconds
         while text not in self.said:
@@ -241,7 +241,7 @@ def test_f23_by_questions_to_a_running_server(installed: PrivateRoot):
         hook = "/etc/letsencrypt/renewal-hooks/deploy/mailsrv"
         installed.run("env", "RENEWED_LINEAGE=/etc/letsencrypt/live/mx.example.net", hook)
         installed.shell("cmp /etc/letsencrypt/live/mx.example.net/privkey.pem /etc/mailsrv/tls/mx.example.net.key")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while installed.run("/usr/bin/python3", "-c", SERVED).stdout.strip() != "the new one":
             assert time.monotonic() < deadline
         assert installed.run("cat", "/run/mailsrv/mailsrv.pid").stdout == pid

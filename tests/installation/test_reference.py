@@ -16,7 +16,7 @@ PAGES = ("etc/man/mailsrv.8", "etc/man/mailsrv.yaml.5")
 
 
 def ran(*command: str, text: str = "") -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, cwd=ROOT)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
 
@@ -89,7 +89,7 @@ def test_zsh_completes(tmp_path):
     script = ROOT / "tests/installation/zsh_completes.zsh"
     done = subprocess.run(
         ["zsh", "-f", str(script), str(ROOT / "etc/completion"), "mailsrv user ", "remove"],
-        capture_output=True, text=True, timeout=30, env={**os.environ, "HOME": str(tmp_path), "TERM": "vt100"},
+        capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path), "TERM": "vt100"},
     )  # fmt: skip
     offered = set(re.findall(r"([\w-]+)\s+-- ", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", done.stdout)))
     assert {"add", "passwd", "list", "import"} <= offered, done.stdout + done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from .private import PrivateRoot
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 SCRIPT = "/etc/init.d/mailsrv"
 PID_FILE = "/run/mailsrv/mailsrv.pid"
 
@@ -40,7 +40,7 @@ def greeting(machine: PrivateRoot) -> str:
 
 def logged(machine: PrivateRoot, text: str) -> str:
     """The line of the log that has it, waited for."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         lines = [
             line for line in machine.run("cat", "/var/log/mailsrv/mailsrv.log").stdout.splitlines() if text in line
@@ -227,7 +227,7 @@ def upgrade(machine: PrivateRoot) -> None:
     """Start the installed program on the same sockets; ends when the new processes alone are left."""
     pid = pid_of(machine)
     machine.run(SCRIPT, "upgrade")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while pid_of(machine) == pid:
         assert greeting(machine).startswith("220 ")
         assert time.monotonic() < deadline, machine.run("cat", "/var/log/mailsrv/mailsrv.log").stdout[-3000:]

@@ -53,7 +53,7 @@ def test_one_alone_does_not_wait_and_those_who_come_meanwhile_go_together():
     gevent.idle()
     assert lots.lots == [["m0"]]
     lots.go.set()
-    gevent.joinall(greenlets, timeout=10, raise_error=True)
+    gevent.joinall(greenlets, timeout=60, raise_error=True)
     names = [f"m{n}" for n in range(MOST_TOGETHER + 5)]
     assert lots.lots == [names[:1], names[1 : MOST_TOGETHER + 1], names[MOST_TOGETHER + 1 :]]
     assert told == [f"placed {name}" for name in names]
@@ -67,7 +67,7 @@ def test_mailboxes_do_not_wait_for_each_other():
     gevent.idle()
     assert lots.lots == [["m1"], ["m2"]]
     lots.go.set()
-    gevent.joinall(greenlets, timeout=10, raise_error=True)
+    gevent.joinall(greenlets, timeout=60, raise_error=True)
 
 
 def test_a_refusal_of_one_is_the_others_success():
@@ -76,7 +76,7 @@ def test_a_refusal_of_one_is_the_others_success():
     deliveries = Deliveries(lots)
     first = gevent.spawn(deliveries.deliver, 1, "first")
     greenlets = [gevent.spawn(deliveries.deliver, 1, one) for one in ("a", OverQuota("full"), "b")]
-    gevent.joinall([first, *greenlets], timeout=10)
+    gevent.joinall([first, *greenlets], timeout=60)
     assert [greenlet.value for greenlet in greenlets] == ["placed a", None, "placed b"]
     assert isinstance(greenlets[1].exception, OverQuota)
 
@@ -88,7 +88,7 @@ def test_what_fails_for_all_is_told_to_all_and_the_next_lot_is_tried():
     failing = [gevent.spawn(deliveries.deliver, 1, name) for name in "ab"]
     gevent.idle()
     lots.go.set()
-    gevent.joinall(failing, timeout=10)
+    gevent.joinall(failing, timeout=60)
     assert all(isinstance(one.exception, TemporaryFailure) for one in failing)
     lots.failure = None
     assert deliveries.deliver(1, "c") == "placed c"
@@ -102,7 +102,7 @@ def test_whoever_is_ended_leaves_the_others_their_turn():
     greenlets[1].kill()  # waits
     greenlets[0].kill()  # works: b has been woken to be the next by nobody, c is
     lots.go.set()
-    gevent.joinall(greenlets, timeout=10)
+    gevent.joinall(greenlets, timeout=60)
     assert lots.lots == [["a"], ["c", "d"]]
     assert [one.value for one in greenlets[2:]] == ["placed c", "placed d"] and deliveries._waiting == {}
 
@@ -127,7 +127,7 @@ def test_f06_many_at_once_share_commits_and_syncs_and_all_are_there(mailboxes, a
             mailboxes.announce(appended[word], 0.0)
 
         words = [f"w{n}" for n in range(40)]
-        gevent.joinall([gevent.spawn(deliver, word) for word in words], timeout=30, raise_error=True)
+        gevent.joinall([gevent.spawn(deliver, word) for word in words], timeout=60, raise_error=True)
     finally:
         files.on_step(None)
     commits = sum(1 for step, _ in steps if step == "commit")
@@ -150,7 +150,7 @@ def test_s34_the_quota_counts_what_arrives_together(mailboxes, account):
     mail = mailboxes.account(limited)
     number = mail.inbox().id.number
     greenlets = [gevent.spawn(mail.deliver, number, message(mail, f"w{n}"), prefix=b"") for n in range(9)]
-    gevent.joinall(greenlets, timeout=30)
+    gevent.joinall(greenlets, timeout=60)
     assert [greenlet.successful() for greenlet in greenlets] == [True] * 5 + [False] * 4
     assert all(isinstance(greenlet.exception, OverQuota) for greenlet in greenlets[5:])
     assert mail.usage() == 5 * size and os.listdir(mail.store.tmp_dir) == []
@@ -171,7 +171,7 @@ def test_a_rename_that_fails_concerns_its_message_alone(mailboxes, account):
     files.on_step(hook)
     try:
         greenlets = [gevent.spawn(mail.deliver, number, message(mail, f"w{n}"), prefix=b"") for n in range(5)]
-        gevent.joinall(greenlets, timeout=30)
+        gevent.joinall(greenlets, timeout=60)
     finally:
         files.on_step(None)
     assert sorted(greenlet.successful() for greenlet in greenlets) == [False, True, True, True, True]

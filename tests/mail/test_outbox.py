@@ -71,13 +71,13 @@ def test_however_much_is_left_over_the_queue_need_not_wait_for_it(mailboxes, acc
         mailboxes, SimpleNamespace(users=lambda: [user], by_id=lambda id: account),
         SimpleNamespace(spool=spool, hooks=Hooks(), wake=woken.append),
     )  # fmt: skip
-    with gevent.Timeout(30):
+    with gevent.Timeout(60):
         showing.begin()
         assert len(outbox.shown(account)) == LOOKED_AT_ONCE + 4  # nothing is read before the queue begins
         while outbox.shown(account) != [kept]:
             gevent.sleep(0.01)
     assert showing._watched == {kept.mailbox: {waits.id: kept}} and woken == []
-    with gevent.Timeout(30):
+    with gevent.Timeout(60):
         outbox.hide(account, kept)
         while woken != [waits.id]:  # what the owner removes is looked at by the queue, and nothing else
             gevent.sleep(0.01)

@@ -47,7 +47,7 @@ def test_f12_slow_schemes_in_a_login(accounts, events):
     who = Passwords(accounts)
     right = [gevent.spawn(who.authenticate, f"user{number}@example.com", "password") for number in range(3)]
     wrong = [gevent.spawn(who.authenticate, f"user{number}@example.com", "passwore") for number in range(3)]
-    gevent.joinall(right + wrong, timeout=30)
+    gevent.joinall(right + wrong, timeout=60)
     assert [str(login.get(block=False).address) for login in right] == [f"user{n}@example.com" for n in range(3)]
     assert all(isinstance(login.exception, AuthenticationFailed) for login in wrong)
     assert not [event for event, _ in events if event == "stored password not usable"]

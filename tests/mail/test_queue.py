@@ -18,7 +18,7 @@ from mailsrv.store.files import Incoming
 from mailsrv.store.spool import QueueLocked, Spool, new_id
 from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
 
-SECONDS = 30.0
+SECONDS = 60.0
 TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
 ANN = Address("ann", "example.com")
 LATER, NEVER, DONE = Disposition.LATER, Disposition.NEVER, Disposition.SENT

@@ -31,7 +31,7 @@ from mailsrv.wire import mime
 TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
 ANN = Address("ann", "example.com")
 ALWAYS = RecipientOptions(frozenset({"SUCCESS", "FAILURE"}))
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 def told(place: Path) -> Counter:

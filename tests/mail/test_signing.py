@@ -124,7 +124,7 @@ def test_opendkim_verifies_both(signer, keys, job, tmp_path):
         (tmp_path / "signed.eml").write_bytes(message)
         command = ["opendkim", "-x", str(tmp_path / "conf"), "-t", str(tmp_path / "signed.eml"), "-vv"]
         path = f"{os.environ['PATH']}:/usr/sbin"
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "PATH": path})
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PATH": path})
         return re.findall(r"dkim=(\w+) .*?header\.a=(\S+)", ran.stdout)
 
     signed = signer.sign(job(MESSAGE)) + MESSAGE

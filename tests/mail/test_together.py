@@ -27,7 +27,7 @@ class Work:
 
     def end(self, greenlets):
         self.go.set()
-        gevent.joinall(greenlets, timeout=20)
+        gevent.joinall(greenlets, timeout=60)
         assert all(one.ready() for one in greenlets)
 
 
@@ -84,7 +84,7 @@ def test_who_ends_at_work_leaves_the_lot_to_be_tried_again(work):
     [worker] = work.begin("d")
     assert work.lots[-1] == ["b", "c", "d"]
     worker.kill()
-    gevent.joinall(greenlets[1:], timeout=20)
+    gevent.joinall(greenlets[1:], timeout=60)
     assert [type(one.exception) for one in greenlets[1:]] == [TemporaryFailure] * 2
     again = work.begin("e")
     work.end([greenlets[0], *again])

@@ -55,7 +55,7 @@ def test_unused_indexes_are_closed_and_open_again_when_asked(house, monkeypatch)
     assert mail.store._index is not None
     keeper = Upkeep(accounts, mailboxes, sweeps=False)
     keeper.start()
-    with gevent.Timeout(5):
+    with gevent.Timeout(60):
         while mail.store._index is not None:
             gevent.sleep(0.001)
     keeper.close()

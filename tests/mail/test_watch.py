@@ -84,7 +84,7 @@ def drop(account, word, sub="new"):
 
 
 def until(condition):
-    with gevent.Timeout(20):
+    with gevent.Timeout(60):
         while not condition():
             gevent.sleep(0.005)
 

@@ -19,7 +19,7 @@ from mailsrv.wire.lines import DotDecoder
 @pytest.fixture
 def pair():
     ours, theirs = socket.socketpair()
-    theirs.settimeout(10)
+    theirs.settimeout(60)
     yield Stream(ours, "peer", read_seconds=10, write_seconds=10), theirs
     ours.close()
     theirs.close()
@@ -31,7 +31,7 @@ def test_lines_however_they_arrive(pair):
     for piece in (b"a", b" NOOP\r", b"\nb\r\n\r\nlong", b" " * 50, b"\r", b"\n"):
         peer.sendall(piece)
         gevent.sleep(0)
-    assert reader.get(timeout=5) == [b"a NOOP", b"b", b"", b"long" + b" " * 50]
+    assert reader.get(timeout=60) == [b"a NOOP", b"b", b"", b"long" + b" " * 50]
     assert not stream.pending and stream._buffer == b"", "an idle stream keeps nothing"
 
 
@@ -188,7 +188,7 @@ def test_hang_up_from_another_greenlet_ends_the_reader(pair):
     reader = gevent.spawn(stream.read_line, 100)
     gevent.sleep(0)
     stream.hang_up()
-    reader.join(timeout=5)
+    reader.join(timeout=60)
     assert isinstance(reader.exception, ConnectionLost)
     stream.close()
     stream.close()
@@ -203,7 +203,7 @@ def test_watch_fires_once_for_data_and_for_the_end(pair):
     gevent.sleep(0)
     assert fired == [] and not watch.fired
     peer.sendall(b"x\r\ny\r\n")
-    with gevent.Timeout(5):
+    with gevent.Timeout(60):
         while not watch.fired:
             gevent.sleep(0)
     gevent.sleep(0)
@@ -226,7 +226,7 @@ def connect(request, authority, certificate):
     made = []
 
     def make():
-        theirs = socket.create_connection(listening.getsockname(), timeout=10)
+        theirs = socket.create_connection(listening.getsockname(), timeout=60)
         ours, _ = listening.accept()
         if request.param == "tls":
             secured = gevent.spawn(handshake, ours, server)

@@ -144,7 +144,7 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
     ) -> tuple[Client, Session]:
         settings.setdefault("failure_delay_seconds", 0.0)
         ours, theirs = socket.socketpair(type=kind)
-        ours.settimeout(10)
+        ours.settimeout(60)
         ours.sendall(first)
         services = Services(
             server.accounts,
@@ -164,7 +164,7 @@ def pair() -> Iterator[Callable[..., tuple[Client, Session]]]:
     yield start
     for client, running in made:
         client.close()
-        running.join(5)
+        running.join(60)
         assert running.dead, "a session outlives its connection"
 
 
@@ -208,7 +208,7 @@ def imap() -> Iterator[Callable[[Any], imaplib.IMAP4]]:
     opened = []
 
     def login(server: Any) -> imaplib.IMAP4:
-        client = imaplib.IMAP4("127.0.0.1", server.ports["imap"], timeout=20)
+        client = imaplib.IMAP4("127.0.0.1", server.ports["imap"], timeout=60)
         opened.append(client)
         client.login("ann@example.com", PASSWORD)
         return client

@@ -11,7 +11,7 @@ from mailsrv import runner
 from mailsrv.mail.wakeup import tell
 from mailsrv.values import Disposition, Outcome
 
-SECONDS = 30.0
+SECONDS = 60.0
 TEXT = "From: ann@example.com\r\nTo: bo@elsewhere.org\r\nSubject: Hello out there\r\n\r\nText.\r\n."
 
 

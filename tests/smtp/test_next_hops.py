@@ -154,7 +154,7 @@ def test_a_slow_dns_is_waited_for_within_bounds(tmp_path):
         world.dns.delay("example.org", "MX", 30)
         begun = time.monotonic()
         [outcome] = world.send("bo@example.org")
-        assert (outcome.disposition, outcome.enhanced) == (LATER, "4.4.3") and time.monotonic() - begun < 5
+        assert (outcome.disposition, outcome.enhanced) == (LATER, "4.4.3") and time.monotonic() - begun < 9
 
 
 # ------------------------------------------------------------------ ourselves
@@ -184,7 +184,7 @@ def test_if_we_are_the_best_the_mail_would_loop(world):
         with pytest.raises(Unroutable) as caught:
             hosts(world, domain)
         assert (caught.value.disposition, caught.value.enhanced) == (NEVER, "5.4.6")
-    other_port = hosts_of_domain("example.org", world.resolver, Ourselves(), 2525, time.monotonic() + 10)
+    other_port = hosts_of_domain("example.org", world.resolver, Ourselves(), 2525, time.monotonic() + 60)
     assert other_port[0].name == "here.example.org"
 
 

@@ -31,7 +31,7 @@ def smtp_sink(world):
             port = probe.getsockname()[1]
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         running.append(subprocess.Popen(["smtp-sink", *user, *options, f"127.0.0.1:{port}", "50"], cwd=world.directory))
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

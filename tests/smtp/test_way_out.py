@@ -22,7 +22,7 @@ def world(tmp_path):
 def submit(serving, recipients):
     context = serving.client_tls
     assert isinstance(context, ssl.SSLContext)
-    with smtplib.SMTP("localhost", serving.ports["submission"], timeout=10) as client:
+    with smtplib.SMTP("localhost", serving.ports["submission"], timeout=60) as client:
         client.starttls(context=context)
         client.login("ann@example.com", "correct horse")
         client.sendmail("ann@example.com", recipients, TEXT)
@@ -38,7 +38,7 @@ def test_f07_a_submitted_message_reaches_the_mx_of_its_domain(world, serve, tls_
     assert message.text.endswith(TEXT.encode()) and message.text.startswith(b"Received: from ")
     assert sink.connections[0].lines[0] == "EHLO mx.example.com"
     assert ("_mta-sts.example.org", "TXT", "udp") in world.dns.queries
-    with gevent.Timeout(20):  # the copy for our own user was there before the 250
+    with gevent.Timeout(60):  # the copy for our own user was there before the 250
         assert len(list((serving.maildir("bo") / "new").iterdir())) == 1
 
 
@@ -95,7 +95,7 @@ def test_a_report_to_an_address_with_other_letters_needs_a_host_that_takes_them(
         kind = "delivery-status" if srs else "global-delivery-status"
         assert f"message/{kind}\r\n".encode() in message.text and not folder.exists()
         return
-    with gevent.Timeout(20):
+    with gevent.Timeout(60):
         while not folder.exists() or not list(folder.iterdir()):
             gevent.sleep(0.01)
     [path] = folder.iterdir()

@@ -296,7 +296,7 @@ def test_s26_an_index_opened_while_descriptors_were_short_is_opened_again(home, 
                 "print(add(", "print(attempt("
             ), "w",
         ],
-        input="\n", capture_output=True, text=True, check=True, timeout=50,
+        input="\n", capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.split() == ["refused", "3", "4"], done.stdout  # UID 2 was taken for the one that was refused
 
@@ -339,7 +339,7 @@ def test_f10_processes_deliver_at_once(home, tmp_path):
         writer.stdin.write("\n")
         writer.stdin.flush()
     for writer in writers:
-        out, _ = writer.communicate(timeout=50)
+        out, _ = writer.communicate(timeout=120)
         assert writer.returncode == 0
         assert out.split() == sorted(out.split(), key=int)
         given += map(int, out.split())

@@ -438,7 +438,7 @@ def test_b21_changes_of_several_processes_are_all_kept(spool):
     code = CHANGER.format(root=str(Path(__file__).parent.parent.parent), queue=spool.root, id=id)
     running = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True) for _ in range(4)]
     for one in running:
-        one.communicate("\n", timeout=50)
+        one.communicate("\n", timeout=120)
         assert one.returncode == 0
     assert spool.load(id).recipients[0].attempts == 160
     assert len(tree(spool)) == 2
