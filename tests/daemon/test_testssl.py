@@ -24,7 +24,7 @@ def test_f22_testssl_finds_nothing_above_low(daemon, tmp_path, service, words):
     done = subprocess.run(
         ["testssl", "--quiet", "--color", "0", "--warnings", "batch", "--nodns", "none", "--sneaky", "-p", "-s",
          "--jsonfile", str(found), *words, f"127.0.0.1:{server.ports[service]}"],
-        capture_output=True, text=True, timeout=170, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=380, check=False, stdin=subprocess.DEVNULL,
         env=environment(TERM="dumb"),
     )  # fmt: skip
     assert found.exists(), done.stdout + done.stderr

@@ -17,8 +17,9 @@ from tests.fakes.dns import FakeDns
 from tests.fakes.sink import FakeSink
 
 TEXT = b"From: ann@example.com\r\nSubject: hello\r\n\r\nHow are you?\r\n"
+HASTY = {"try_seconds": 0.5, "seconds": 2.0}  # for a DNS that says nothing
 SENDER = Address("ann", "example.com")
-IMPATIENT = Timeouts(greeting=5, command=5, data=5, block=5, final=5, handshake=5, farewell=1)
+IMPATIENT = Timeouts(greeting=20, command=20, data=20, block=20, final=20, handshake=20, farewell=1)
 
 
 def address(text: str) -> Address:
@@ -36,7 +37,7 @@ class World:
             probe.bind(("127.0.0.2", 0))
             self.port: int = probe.getsockname()[1]
         self.settings: dict[str, Any] = {"helo": "me.example.com", "port": self.port, "timeouts": IMPATIENT}
-        self.dns_settings: dict[str, Any] = {"try_seconds": 0.5, "seconds": 2.0}
+        self.dns_settings: dict[str, Any] = {"try_seconds": 5.0, "seconds": 20.0}
         self.more: dict[str, Any] = {}  # of Relay itself: sign, sts
         self._relay: Relay | None = None
         self._resolver: Resolver | None = None

@@ -31,6 +31,12 @@ def clock():
 
 @pytest.fixture
 def resolver(dns, clock):
+    return Resolver(ResolverSettings(("127.0.0.1",), dns.port, try_seconds=5.0, seconds=20.0), clock=clock)
+
+
+@pytest.fixture
+def hasty(dns, clock):
+    """One that does not wait long for a DNS that says nothing."""
     return Resolver(ResolverSettings(("127.0.0.1",), dns.port, try_seconds=0.3, seconds=1.0), clock=clock)
 
 
@@ -49,13 +55,13 @@ def test_records_of_each_type(dns, resolver):
     assert resolver.lookup("mx1.example.org", "MX").values == ()
 
 
-def test_only_nxdomain_says_that_a_name_does_not_exist(dns, resolver):
+def test_only_nxdomain_says_that_a_name_does_not_exist(dns, resolver, hasty):
     with pytest.raises(NameNotFound):
         resolver.lookup("nowhere.example", "MX")
     for number, how in enumerate(("SERVFAIL", "REFUSED", "TIMEOUT", "GARBAGE", "OTHER_QUESTION")):
         dns.fail(f"f{number}.example", "MX", how)
         with pytest.raises(LookupFailed):
-            resolver.lookup(f"f{number}.example", "MX")
+            hasty.lookup(f"f{number}.example", "MX")
 
 
 @pytest.mark.parametrize("name", ["a..example", "x" * 64 + ".example", "y." * 130 + "example"])
@@ -114,7 +120,7 @@ def test_the_ad_bit_counts_from_a_resolver_on_loopback_only(dns, clock):
 
 def test_answers_are_kept_for_their_time_to_live(dns, resolver, clock):
     dns.add("example.org", "A", "192.0.2.1", ttl=60)
-    for ahead, asked in ((0, 1), (59, 1), (61, 2), (100, 2)):
+    for ahead, asked in ((0, 1), (40, 1), (61, 2), (90, 2)):
         clock.ahead = ahead
         resolver.lookup("example.org", "A")
         assert dns.asked("example.org", "A") == asked
@@ -142,7 +148,7 @@ def test_what_is_kept_is_bounded(dns, resolver, monkeypatch):
 def test_many_who_ask_the_same_ask_once_and_nobody_else_waits(dns, resolver):
     dns.add("slow.example", "A", "192.0.2.1")
     dns.add("quick.example", "A", "192.0.2.2")
-    dns.delay("slow.example", "A", 0.2)
+    dns.delay("slow.example", "A", 2)
     slow = [gevent.spawn(resolver.lookup, "slow.example", "A") for _ in range(50)]
     gevent.sleep(0.02)
     assert resolver.lookup("quick.example", "A").values == ("192.0.2.2",)
@@ -151,12 +157,12 @@ def test_many_who_ask_the_same_ask_once_and_nobody_else_waits(dns, resolver):
     assert {one.get().values for one in slow} == {("192.0.2.1",)} and dns.asked("slow.example", "A") == 1
 
 
-def test_the_hub_goes_on_during_a_lookup_that_is_not_answered(dns, resolver):
+def test_the_hub_goes_on_during_a_lookup_that_is_not_answered(dns, hasty):
     dns.fail("slow.example", "A", "TIMEOUT")
 
     def ask():
         with pytest.raises(LookupFailed):
-            resolver.lookup("slow.example", "A")
+            hasty.lookup("slow.example", "A")
 
     asking = gevent.spawn(ask)
     turns = 0
@@ -167,17 +173,17 @@ def test_the_hub_goes_on_during_a_lookup_that_is_not_answered(dns, resolver):
     assert turns > 50
 
 
-def test_a_deadline_ends_a_lookup(dns, resolver, clock):
+def test_a_deadline_ends_a_lookup(dns, hasty, clock):
     took = []
     for name in ("one.example", "two.example", "three.example"):  # the machine may hold one of them up
         dns.fail(name, "A", "TIMEOUT")
         begun = time.monotonic()
         with pytest.raises(LookupFailed):
-            resolver.lookup(name, "A", until=clock() + 0.1)
+            hasty.lookup(name, "A", until=clock() + 0.1)
         took.append(time.monotonic() - begun)
     assert min(took) < 0.8
     with pytest.raises(LookupFailed):
-        resolver.lookup("other.example", "A", until=clock() - 1)
+        hasty.lookup("other.example", "A", until=clock() - 1)
     assert dns.asked("other.example", "A") == 0
 
 

@@ -9,7 +9,7 @@ from mailsrv.smtp.next_hops import Ourselves, Unroutable, hosts_of_domain
 from mailsrv.smtp.routes import Route
 from mailsrv.values import Address, Disposition, Envelope
 from tests.fakes.sink import DROP
-from tests.fakes.world import World, address
+from tests.fakes.world import HASTY, World, address
 
 SENT, LATER, NEVER = Disposition.SENT, Disposition.LATER, Disposition.NEVER
 
@@ -89,6 +89,7 @@ def test_null_mx_is_final(world):
 
 
 def test_nxdomain_is_final_and_nothing_else_of_the_dns_is(world):
+    world.dns_settings.update(HASTY)
     [outcome] = world.send("bo@nowhere.example")
     assert (outcome.disposition, outcome.enhanced) == (NEVER, "5.1.2")
     for how in ("SERVFAIL", "TIMEOUT", "REFUSED"):

@@ -19,7 +19,7 @@ from mailsrv.store.files import offload
 from mailsrv.store.policies import PolicyFiles
 from mailsrv.values import Disposition
 from tests.fakes.sink import DROP, EXTENSIONS, SILENCE, FakeSink
-from tests.fakes.world import World
+from tests.fakes.world import HASTY, World
 
 SENT, LATER, NEVER = Disposition.SENT, Disposition.LATER, Disposition.NEVER
 HOST = "mx.example.org"
@@ -179,6 +179,7 @@ def test_s18_dane_another_certificate_is_never_trusted_and_nothing_goes_in_clear
 
 @pytest.mark.parametrize("how", ["SERVFAIL", "TIMEOUT"])
 def test_s18_dane_records_that_cannot_be_had_or_are_bogus_are_a_temporary_failure(world, dane, how):
+    world.dns_settings.update(HASTY)
     world.dns.fail(dane.name, "TLSA", how)
     [outcome] = world.send("bo@example.org")
     assert (outcome.disposition, outcome.enhanced) == (LATER, "4.4.3") and dane.sink.connections == []
