@@ -85,7 +85,7 @@ def test_it_waits_for_its_time_and_is_in_sent_afterwards(serve, world, imap):
     client = imap(server)
     put(client, text(f"X-Send-Later-At: {at(7200)}", "Bcc: cy@elsewhere.org", "Date: Mon, 1 Jan 2024 00:00:00 +0000"))
     waits = waiting(server)
-    assert 7190 < waits.not_before - time.time() <= 7200
+    assert 7100 < waits.not_before - time.time() <= 7200
     assert [str(one.address) for one in waits.recipients] == ["bo@elsewhere.org", "cy@elsewhere.org"]
     flags = until(lambda: [f for f, _ in fetched(client, "Scheduled") if b"$SubmitPending" in f], "shown")
     assert b"$Scheduled" in flags[0] and world.taken == []
@@ -94,7 +94,7 @@ def test_it_waits_for_its_time_and_is_in_sent_afterwards(serve, world, imap):
     job, sent = world.taken[0]
     message = email.message_from_bytes(sent)
     assert message.keys() == ["Received", "Date", "Message-ID", "From", "To", "Subject"]
-    assert abs(email.utils.parsedate_to_datetime(message["Date"]).timestamp() - time.time() - 7200) < 30
+    assert abs(email.utils.parsedate_to_datetime(message["Date"]).timestamp() - time.time() - 7200) < 100
     assert (str(job.envelope.sender), job.account) == ("ann@example.com", waits.origin.account)
     assert len(world.taken) == 1 and sent.endswith(b"\r\n\r\nSee you.\r\n")
     [(flags, kept)] = fetched(client, "Sent")
@@ -109,7 +109,7 @@ def test_it_may_be_moved_or_copied_there(serve, world, imap):
     client.select("Drafts")
     assert client.copy("1", "Scheduled")[0] == "OK"
     first = waiting(server)
-    assert 3590 < first.not_before - time.time() <= 3600
+    assert 3500 < first.not_before - time.time() <= 3600
     client.select("Scheduled")
     client.store("1", "+FLAGS", "\\Deleted")
     client.expunge()
