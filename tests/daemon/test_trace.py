@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 import smtplib
 import string
 import subprocess
@@ -39,12 +40,15 @@ def events_of(told):
 
 
 def pushed_to(server, about, count):
-    """The story once `count` workers have told theirs."""
+    """The story once `count` workers have told of their pushes, and nobody has anything to add."""
+    before = None
 
     def complete():
+        nonlocal before
         done = server.command("trace", about, "--json")
-        told = json.loads(done.stdout or "[]")
-        return told if told and events_of(told[0]).count("pushed") >= count else None
+        told, earlier = json.loads(done.stdout or "[]"), before
+        before = told
+        return told if told and events_of(told[0]).count("pushed") >= count and told == earlier else None
 
     return until(complete, "the pushes are in the log")
 
@@ -62,6 +66,7 @@ def test_a_message_from_its_connection_to_who_was_told_and_who_removed_it(daemon
     for one in idlers:
         one.until(b"* 1 EXISTS")
         one.done()
+    until(lambda: len(re.findall(rf"\bdelivered\b.*{other}", server.log.read_text())) == 1, "the last one is logged")
     [told] = pushed_to(server, "<one.1@client.test>", len(processes))
     assert told["id"] == identity
     lines = {line["event"]: line["fields"] for line in told["lines"]}
