@@ -82,7 +82,7 @@ def test_f16_what_an_administrator_does_is_kept_with_who_and_without_secrets(dae
     assert [entry["outcome"] for entry in listed] == ["done", "failed"]
     assert len(json.loads(server.command("audit", "list", "--json", "--user", "bea").stdout)) == 3
     assert len(json.loads(server.command("audit", "list", "--json", "--action", "alias").stdout)) == 1
-    assert json.loads(server.command("audit", "list", "--json", "--until", "2026-01-01").stdout) == []
+    assert json.loads(server.command("audit", "list", "--json", "--until", "2020-01-01").stdout) == []
     assert len(json.loads(server.command("audit", "list", "--json", "--since", "1h", "--last", "2").stdout)) == 2
     shown = server.command("audit", "list").stdout.splitlines()
     assert shown[0].split() == ["TIME", "ACTION", "OUTCOME", "BY", "TARGET", "MORE"]
