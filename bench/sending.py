@@ -9,7 +9,8 @@ rate   N messages of 4 KB to 100 domains, submitted by 20 connections over TLS, 
 queue  --entries (100,000) deferred messages on disk: how long the runner takes to know them, its memory, `queue list`,
        what a retry of one message opens and lists, how late the event loops are meanwhile.
 hang   N messages to 100 domains with one that accepts connections and never says a word, and without.
-push   250 to EXISTS of a message to a mailbox here, with nothing else to do and while N messages go out.
+push   250 to EXISTS of a message to a mailbox here: with nothing else to do, while N messages go out, and, as a
+       control, while Postfix sends the same: what a busy machine costs alone. Blocks in turn, N divided among them.
 
 Needs root, Debian's `postfix` (with smtp-sink) and `strace`. The world's name server is on port 53 of a loopback
 address, of which only the Postfix started here is told, by a mount of its own over /etc/resolv.conf. All is on
@@ -50,6 +51,7 @@ SILENT = "127.0.1.99"  # accepts, and never says a word
 DOMAINS = tuple(f"d{number:02d}.example" for number in range(100))
 HANGING = "hangs.example"
 CONNECTIONS, AT_ONCE = 20, 100
+WATCHERS = 4  # by turns: their connections are with any of the workers, as are those that deliver to them
 SECONDS = 300.0  # for whatever must happen
 TICK = os.sysconf("SC_CLK_TCK")
 HEAD = b"""From: u0@bench.test
@@ -248,7 +250,7 @@ class Mailsrv:
         with open(self.path, "w") as file:
             json.dump(settings, file)
         self.command("domain", "add", "bench.test")
-        users = "".join(f"u{number}@bench.test:password {number}\n" for number in range(2))
+        users = "".join(f"u{number}@bench.test:password {number}\n" for number in range(WATCHERS + 1))
         self.command("user", "import", "-", input=users)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -638,18 +640,20 @@ def hang(directory: str, world: World, certificate: tuple[str, str], args: argpa
 class Probe:
     """Sends messages to a mailbox here, one after the other, and measures 250 to EXISTS at an idling client."""
 
-    def __init__(self, server: Mailsrv) -> None:
+    def __init__(self, server: Mailsrv, number: int) -> None:
+        self._address = f"u{number}@bench.test".encode()
         self._smtp = Client(server.smtp, tls=False)
         self._imap = socket.create_connection(("127.0.0.1", server.imap), timeout=30)
         self._imap.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._lines = self._imap.makefile("rb")
         self._lines.readline()
-        for text in (b'a LOGIN u1@bench.test "password 1"', b"a SELECT INBOX"):
+        for text in (b'a LOGIN %b "password %d"' % (self._address, number), b"a SELECT INBOX"):
             self._imap.sendall(text + b"\r\n")
             while not self._lines.readline().startswith(b"a OK"):
                 pass
         self._imap.sendall(b"a IDLE\r\n")
         self._lines.readline()
+        self._imap.settimeout(None)  # another one may have its turn for long
         self._seen = 0
         self._times: dict[int, float] = {}
         self._arrived = threading.Condition()
@@ -663,42 +667,73 @@ class Probe:
                     self._times[self._seen] = time.monotonic()
                     self._arrived.notify()
 
-    def run(self, goes_on: Callable[[int], bool]) -> list[float]:
-        """Milliseconds from 250 to EXISTS of each message, while it goes on; a push before the 250 is none."""
-        found: list[float] = []
-        while goes_on(len(found)):
-            with self._arrived:
-                count = self._seen + 1
-            self._smtp.send(b"u1@bench.test", count)
-            answered = time.monotonic()
-            with self._arrived:
-                if not self._arrived.wait_for(lambda count=count: count in self._times, 30):
-                    raise SystemExit("no EXISTS within 30 s")
-            found.append(max(0.0, self._times.pop(count) - answered) * 1e3)
-            time.sleep(0.02)
-        return found
+    def once(self) -> float:
+        """Milliseconds from 250 to EXISTS; a push before the 250 is none."""
+        with self._arrived:
+            count = self._seen + 1
+        self._smtp.send(self._address, count)
+        answered = time.monotonic()
+        with self._arrived:
+            if not self._arrived.wait_for(lambda: count in self._times, 30):
+                raise SystemExit("no EXISTS within 30 s")
+        return max(0.0, self._times.pop(count) - answered) * 1e3
+
+
+def probed(probes: list[Probe], goes_on: Callable[[int], bool]) -> list[float]:
+    """What the probes, in turn, measure while it goes on."""
+    found: list[float] = []
+    while goes_on(len(found)):
+        found.append(probes[len(found) % len(probes)].once())
+        time.sleep(0.02)
+    return found
+
+
+def probed_while_sending(probes: list[Probe], server: Any, world: World, messages: int) -> list[float]:
+    world.begin()
+    with submission(server, messages) as begin:
+        time.sleep(1)
+        accepted = begin()
+        end = time.monotonic() + 60 + messages / 20
+        found = probed(probes, lambda count: world.received() < messages and time.monotonic() < end)
+        accepted()
+    until(lambda: world.received() >= messages, "the messages arrive")
+    until(lambda: not server.waiting(), f"the queue of {server.name} is empty")
+    return found
 
 
 def push(directory: str, world: World, certificate: tuple[str, str], args: argparse.Namespace) -> None:
     ours = Mailsrv(f"{directory}/push", world, certificate)
-    world.begin()
-    ours.start()
-    try:
-        probe = Probe(ours)
-        probe.run(lambda count: count < 50)
-        idle = probe.run(lambda count: count < 300)
-        with submission(ours, args.messages) as begin:
-            accepted = begin()
-            end = time.monotonic() + 60 + args.messages / 20
-            busy = probe.run(lambda count: world.received() < args.messages and time.monotonic() < end)
-            accepted()
-        until(lambda: world.received() >= args.messages, "the messages arrive")
-        for what, times in (("with an idle queue", idle), (f"while {args.messages} messages go out", busy)):
-            p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
-            print(f"push {what}: 250 to EXISTS p50 {p50:.2f} ms, p99 {p99:.2f} ms, "
-                  f"worst {max(times):.2f} ms ({len(times)} messages)")  # fmt: skip
-    finally:
-        ours.stop()
+    others = [] if args.alone else [Postfix(f"{directory}/push-postfix", world, certificate)]
+    messages = args.messages // args.rounds
+    quiet = "with nothing else to do"
+    figures: dict[str, list[float]] = {quiet: []}
+    with ExitStack() as stack:
+        for server in (ours, *others):
+            server.start()
+            stack.callback(server.stop)
+        probes = [Probe(ours, number) for number in range(1, WATCHERS + 1)]
+        probed(probes, lambda count: count < 50)
+        for number in range(args.rounds):
+            for server in (ours, *others) if number % 2 else (*others, ours):
+                figures[quiet] += probed(probes, lambda count: count < 200)
+                found = probed_while_sending(probes, server, world, messages)
+                figures.setdefault(f"while {server.name} sends", []).extend(found)
+                print(f"  while {server.name} sends: p50 {percentile(found, 0.5):.2f} ms, "
+                      f"p95 {percentile(found, 0.95):.2f} ms", flush=True)  # fmt: skip
+    for what, times in figures.items():
+        p50, p95, p99 = (percentile(times, share) for share in (0.5, 0.95, 0.99))
+        print(f"push {what}: 250 to EXISTS p50 {p50:.2f} ms, p95 {p95:.2f} ms, p99 {p99:.2f} ms, "
+              f"worst {max(times):.2f} ms ({len(times)} messages)")  # fmt: skip
+        if times is not figures[quiet]:
+            print(f"push {what} / {quiet}: p50 {_ratio(times, figures[quiet], 0.5)}, "
+                  f"p95 {_ratio(times, figures[quiet], 0.95)}")  # fmt: skip
+    if others:
+        pair = [figures[f"while {server.name} sends"] for server in (ours, *others)]
+        print(f"push while mailsrv sends / while postfix sends: p50 {_ratio(*pair, 0.5)}, p95 {_ratio(*pair, 0.95)}")
+
+
+def _ratio(times: list[float], others: list[float], share: float) -> str:
+    return f"{percentile(times, share) / max(1e-3, percentile(others, share)):.2f}"
 
 
 PARTS = {"rate": rate, "queue": queued, "hang": hang, "push": push}

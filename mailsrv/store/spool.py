@@ -3,9 +3,11 @@
 `<root>/<xx>/<id>.eml` is the message as accepted and never changes; `<id>.json` is its envelope and what became of each
 recipient, replaced whole. An entry exists when its `.json` does. Its mtime is when to look at it next: a runner that
 starts reads names and times, no contents. Whoever changes an entry holds `flock` on its `.eml`, reads the `.json` again
-and replaces it; readers need no lock. All is blocking work for the thread pool and the command line.
+and replaces it; readers need no lock. The `.json` of an entry that has ended is used for another one (store.spares):
+who reads what is no entry looks whether the file still has its name. All is blocking work for the thread pool and the
+command line.
 
-Imports: store.{base,entry,files}, at_hand, log, errors.    docs/decisions/0009-the-queue.md
+Imports: store.{base,entry,files,spares}, at_hand, log, errors.    docs/decisions/0009-the-queue.md
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
 from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_text
 from mailsrv.store.files import Incoming
+from mailsrv.store.spares import SUFFIX, Spares
 
 PARTS = frozenset(f"{number:02x}" for number in range(256))  # directories: see part_of
 LOCK_SECONDS = 30.0
@@ -100,6 +103,12 @@ class _OpenFile:
         files.step("create", path)
         return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), path)
 
+    @classmethod
+    def of(cls, spares: Spares, path: str) -> _OpenFile:
+        """The same, of a spare file if there is one."""
+        fd = spares.take(path)
+        return cls.create(path) if fd < 0 else cls(fd, path)
+
     def sync(self) -> None:
         """Sync and close: its text survives a power cut. A sync that fails is final: the file is removed."""
         try:
@@ -139,6 +148,7 @@ class Spool:
         self.root = root
         self.tmp_dir = f"{root}/tmp"
         self.damaged_dir = f"{root}/damaged"
+        self.spares = Spares(f"{root}/spare")
         self.now = now
 
     def prepare(self) -> None:
@@ -147,7 +157,7 @@ class Spool:
             return
         with files.storage_errors("Making the queue's directories"):
             os.makedirs(self.root, mode=0o700, exist_ok=True)
-            for name in ("tmp", "damaged"):
+            for name in ("tmp", "spare", "damaged"):
                 os.makedirs(f"{self.root}/{name}", mode=0o700, exist_ok=True)
             files.sync_directory(self.root)
             files.sync_directory(os.path.dirname(self.root))
@@ -207,7 +217,7 @@ class Spool:
         now = self.now()
         entry.touch(now)
         with files.storage_errors("Writing to the queue"):
-            made = _OpenFile.create(f"{files.temporary_name(self.tmp_dir)}.json")
+            made = _OpenFile.of(self.spares, f"{files.temporary_name(self.tmp_dir)}.json")
             try:
                 files.write_all(made.fd, to_text(entry))
                 if owner is not None and owner.st_uid != os.geteuid():
@@ -320,21 +330,38 @@ class Spool:
         """The entry as it is now. Raises EntryGone, EntryDamaged, TemporaryFailure."""
         with files.storage_errors("Reading the queue"):
             try:
-                with open(self.envelope_path(id), "rb", buffering=0) as file:
-                    # Not more than there is: a buffer for the most there may be costs a mapping of its own each time.
-                    text = file.read(min(os.fstat(file.fileno()).st_size, MOST_JSON))
+                while (entry := self._read(id)) is None:
+                    pass
             except FileNotFoundError:
                 raise EntryGone(id) from None
-        return _parse(id, text)
+        return entry
+
+    def _read(self, id: str) -> Entry | None:
+        """None: it ended, or was replaced, while it was read, and the file may be another entry's by now."""
+        path = self.envelope_path(id)
+        with open(path, "rb", buffering=0) as file:
+            # Not more than there is: a buffer for the most there may be costs a mapping of its own each time.
+            text = file.read(min(os.fstat(file.fileno()).st_size, MOST_JSON))
+            try:
+                return _parse(id, text)
+            except EntryDamaged:
+                if _has_name(file.fileno(), path):
+                    raise
+                return None
 
     def load_at_hand(self, id: str) -> Entry | None:
-        """The same of a small entry that was written a moment ago, without waiting for the disk; None for others."""
+        """The same of a small entry that was written a moment ago, without waiting for the disk; None for others, and
+        for what cannot be understood: `load` says what is wrong.
+        """
         with files.storage_errors("Reading the queue"):
             try:
                 text = read_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
             except FileNotFoundError:
                 raise EntryGone(id) from None
-        return None if text is None else _parse(id, text)
+        try:
+            return None if text is None else _parse(id, text)
+        except EntryDamaged:
+            return None
 
     def check(self, entry: Entry, *, thoroughly: bool) -> None:
         """Raises EntryDamaged unless the message is as it was accepted: its size, `thoroughly` its octets too."""
@@ -394,9 +421,10 @@ class Spool:
         Raises EntryGone, EntryDamaged, TemporaryFailure: then the entry is as it was, or as asked and not surely
         durable.
         """
+        ended: list[str] = []
         with self._owned(id):
-            entry = self._change(id, act)
-            self._sync_part(part_of(id))
+            entry = self._change(id, act, ended)
+            self._sync_changed(part_of(id), ended)
             return entry
 
     def change_all(self, changes: Sequence[tuple[str, Callable[[Entry], bool]]]) -> list[Entry | Exception]:
@@ -405,29 +433,59 @@ class Spool:
         An entry that somebody else is changing is left as it is, with EntryBusy: `change` waits for it.
         """
         outcomes: list[Entry | Exception] = []
+        ended: dict[str, list[str]] = {part_of(id): [] for id, _ in changes}
         for id, act in changes:
             try:
                 with self._owned(id, wait=False):
-                    outcomes.append(self._change(id, act))
+                    outcomes.append(self._change(id, act, ended[part_of(id)]))
             except Exception as failure:  # of one, and no concern of the others
                 outcomes.append(failure)
-        for part in dict.fromkeys(part_of(id) for id, _ in changes):
+        for part, paths in ended.items():
             try:
-                self._sync_part(part)
+                self._sync_changed(part, paths)
             except TemporaryFailure as failure:
                 for number, (id, _) in enumerate(changes):
                     if part_of(id) == part and isinstance(outcomes[number], Entry):
                         outcomes[number] = failure
         return outcomes
 
-    def _change(self, id: str, act: Callable[[Entry], bool]) -> Entry:
-        """Not durable before the directory is synced."""
+    def _change(self, id: str, act: Callable[[Entry], bool], ended: list[str]) -> Entry:
+        """Not durable before the directory is synced. What is left of an entry that ended goes to `ended`."""
         entry = self.load(id)
         if act(entry):
             self._replace(entry)
         else:
-            self._remove(id)
+            ended += self._end(id)
         return entry
+
+    def _sync_changed(self, part: str, ended: Sequence[str]) -> None:
+        """Once it is durable that entries have ended, their files can be others'."""
+        try:
+            self._sync_part(part)
+        except BaseException:
+            for path in ended:
+                files.unlink_quietly(path)
+            raise
+        for path in ended:
+            self.spares.give(path)
+
+    def _end(self, id: str) -> list[str]:
+        """As `_remove`; where the envelope is that was the entry's, if it could be kept."""
+        kept = f"{files.temporary_name(self.tmp_dir)}{SUFFIX}"
+        try:
+            files.rename(self.envelope_path(id), kept)
+        except FileNotFoundError:
+            raise EntryGone(id) from None
+        except OSError:  # on a full disk a name can be removed when none can be made
+            self._remove(id)
+            return []
+        try:
+            with files.storage_errors("Removing from the queue"):
+                files.unlink(self.message_path(id))
+        except BaseException:
+            files.unlink_quietly(kept)
+            raise
+        return [kept]
 
     def remove(self, id: str) -> None:
         """End the entry, or take back one that was just made."""
@@ -543,6 +601,14 @@ def _unlink_older(path: str, before: float) -> int:
     except OSError:
         pass
     return 0
+
+
+def _has_name(fd: int, path: str) -> bool:
+    """Whether the open file is the one that is called so now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _parse(id: str, text: bytes) -> Entry:

@@ -399,7 +399,7 @@ def test_s26_a_result_is_kept_until_it_is_on_disk(world):
     failing = [True]
 
     def hook(step, path):
-        if failing[0] and step in ("create", "unlink") and "queue" in path:
+        if failing[0] and step in ("create", "rename", "unlink") and "queue" in path:
             raise OSError(28, "No space left on device")
 
     id = world.put("bo@example.org")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import pytest
 
 from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
+from mailsrv.store import spares as spares_module
+from mailsrv.store import spool as spool_module
 from mailsrv.store.entry import FAILED, SENT, Entry, EntryDamaged, Origin, Recipient, Stamp
 from mailsrv.store.files import Incoming
+from mailsrv.store.spares import Spares
 from mailsrv.store.spool import (
     PARTS,
     EntryBusy,
@@ -56,9 +60,20 @@ def fail(recipient: Address = BO, disposition=Disposition.LATER, code=451) -> Ou
 
 
 def tree(spool: Spool) -> list[str]:
-    """Every file of the queue, but its lock."""
+    """Every file of the queue, but its lock and what is spare."""
     root = Path(spool.root)
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != "lock")
+    found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.name != "lock" and path.parts[0] != "spare")
+
+
+def spare(spool: Spool) -> list[Path]:
+    return sorted(Path(spool.spares.directory).glob("*"))
+
+
+@pytest.fixture(autouse=True)
+def looks_at_once(monkeypatch) -> None:
+    """What became spare a moment ago is found."""
+    monkeypatch.setattr(spares_module, "LOOK_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -126,8 +141,14 @@ def test_the_order_of_a_creation(spool, steps):
     assert [step for step, _ in steps] == ["create", "fsync", "rename", "fsync"]
     steps.clear()
     spool.change(one.id, lambda entry: False)
-    assert [step for step, _ in steps] == ["unlink", "unlink", "fsync"]
-    assert [path for _, path in steps] == [envelope, message, os.path.dirname(message)]
+    assert [step for step, _ in steps] == ["rename", "unlink", "fsync", "truncate", "rename"]
+    assert [path for _, path in steps][1:3] == [message, os.path.dirname(message)]
+    assert not os.path.exists(envelope) and tree(spool) == []
+    steps.clear()
+    spool.put(one, incoming(spool))  # of the file that is left
+    assert [step for step, _ in steps] == ["create", "rename", "fsync", "fsync", "rename", "rename", "fsync"]
+    spool.remove(one.id)
+    assert tree(spool) == [] == spare(spool)
 
 
 def several(spool: Spool, count: int, part: str = "ab") -> list[Entry]:
@@ -155,7 +176,8 @@ def test_several_are_synced_before_their_directory_and_that_once(spool, steps):
     assert len(whole(spool)) == 3
     steps.clear()
     spool.change_all([(one.id, lambda entry: False) for one in made])
-    assert [step for step, _ in steps] == ["unlink"] * 6 + ["fsync"] * 2
+    kept = ["truncate", "rename"]
+    assert [step for step, _ in steps] == ["rename", "unlink"] * 3 + ["fsync", *kept, *kept] + ["fsync", *kept]
     assert tree(spool) == []
 
 
@@ -247,6 +269,123 @@ def test_a_large_message_is_placed_as_it_was_received(spool):
     spool.put(other, message, b"Received: z\r\n")
     message.close()
     assert Path(spool.message_path(other.id)).read_bytes() == b"Received: z\r\n" + text
+
+
+# ------------------------------------------------------------------ files that are used again
+
+
+def end(spool: Spool, *ids: str) -> None:
+    assert [type(one) for one in spool.change_all([(id, lambda entry: False) for id in ids])] == [Entry] * len(ids)
+
+
+def test_the_envelope_of_an_ended_entry_becomes_another_ones(spool):
+    first = entry(BO, CY)
+    put(spool, first)
+    used = os.stat(spool.envelope_path(first.id)).st_ino
+    end(spool, first.id)
+    assert [(path.stat().st_ino, path.stat().st_size) for path in spare(spool)] == [(used, 0)]
+    second = put(spool, entry(CY))
+    assert os.stat(spool.envelope_path(second)).st_ino == used and spare(spool) == []
+    assert [str(one.address) for one in spool.load(second).recipients] == [str(CY)]
+    assert abs(os.stat(spool.envelope_path(second)).st_mtime - time.time()) < 5
+    with pytest.raises(EntryGone):
+        spool.load(first.id)
+
+
+def test_b21_a_file_is_spare_only_when_the_end_of_its_entry_is_durable(spool):
+    """Else a power cut could bring the entry back with the text of another one."""
+    id = put(spool)
+
+    def hook(step, path):
+        if step == "fsync" and path == os.path.dirname(spool.envelope_path(id)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    files.on_step(hook)
+    try:
+        [failure] = spool.change_all([(id, lambda entry: False)])
+        with pytest.raises(EntryGone):
+            spool.change(id, lambda entry: False)
+    finally:
+        files.on_step(None)
+    assert isinstance(failure, TemporaryFailure) and tree(spool) == [] == spare(spool)
+
+
+def test_s26_an_entry_ends_on_a_disk_that_has_no_room_for_a_name(spool):
+    id = put(spool)
+
+    def hook(step, path):
+        if step == "rename":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.on_step(hook)
+    try:
+        end(spool, id)
+    finally:
+        files.on_step(None)
+    assert tree(spool) == [] == spare(spool)
+
+
+@pytest.mark.parametrize("read", [b"", b'{"version": 1, "id": "0661', None])
+def test_who_reads_an_entry_that_ends_finds_that_it_has_ended(spool, monkeypatch, read):
+    """And not another one's text, or half of it, in the file that was its own."""
+    id, real = put(spool), spool_module._parse
+
+    def parse(asked, text):
+        if asked == id:
+            monkeypatch.setattr(spool_module, "_parse", real)
+            end(spool, id)
+            other = put(spool)
+            text = Path(spool.envelope_path(other)).read_bytes() if read is None else read
+        return real(asked, text)
+
+    monkeypatch.setattr(spool_module, "_parse", parse)
+    with pytest.raises(EntryGone):
+        spool.load(id)
+    assert len(spool.ids()) == 1
+
+
+def test_no_more_is_kept_than_is_used_and_each_is_used_once(spool, monkeypatch):
+    monkeypatch.setattr(spares_module, "MOST_SPARE", 20)
+    end(spool, *[put(spool) for _ in range(10)])
+    assert len(spare(spool)) == 10
+    made = several(spool, 30)
+    assert not any(spool.put_all([(one, incoming(spool), b"") for one in made]))
+    end(spool, *[one.id for one in made])
+    assert len(spare(spool)) == 20 and tree(spool) == []
+
+    taken: list[int] = []
+    others = [Spares(spool.spares.directory) for _ in range(4)]  # as of other processes
+
+    def take(number):
+        for count in range(10):
+            fd = others[number % 4].take(f"{spool.tmp_dir}/{number}.{count}")
+            if fd >= 0:
+                taken.append(os.fstat(fd).st_ino)
+                os.close(fd)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(set(taken)) and len(taken) + len(spare(spool)) == 20
+
+
+def test_what_lies_among_the_spare_files_does_no_harm(spool):
+    directory = Path(spool.spares.directory)
+    (directory / "other").write_text("of somebody else")
+    (directory / "text.ended").write_text("of somebody else " * 1000)
+    (directory / "link.ended").symlink_to("/etc/passwd")
+    made = [put(spool) for _ in range(4)]
+    assert [one.id for one in whole(spool)] == made and [path.name for path in spare(spool)] == ["other"]
+    assert [path for path in tree(spool) if path.startswith("tmp/")] == []
+
+
+def test_without_a_place_for_them_one_is_made(spool):
+    """A queue of an older version."""
+    os.rmdir(spool.spares.directory)
+    end(spool, put(spool))
+    assert len(spare(spool)) == 1 and os.stat(spool.spares.directory).st_mode & 0o777 == 0o700
 
 
 # ------------------------------------------------------------------ ends at every step
@@ -341,7 +480,7 @@ def test_b21_an_end_that_is_cut_off_is_an_end_or_none(tmp_path, dies_at_every_st
         assert len(whole(made)) in ((1,) if done else (1, 2))
         old(made)
 
-    assert dies_at_every_step(prepare, lambda made: made.change(made.ids()[0], lambda _: False), check) == 3
+    assert dies_at_every_step(prepare, lambda made: made.change(made.ids()[0], lambda _: False), check) == 5
 
 
 def test_s25_quarantine_ends_anywhere(tmp_path, dies_at_every_step):
