@@ -16,13 +16,19 @@ def read_at_hand(path: str, most: int) -> bytes | None:
     """The content of a file of at most so many octets; None if it is larger, or not in memory. Raises OSError if it
     cannot be opened.
     """
+    found = look_at_hand(path, most)
+    return None if found is None else found[0]
+
+
+def look_at_hand(path: str, most: int) -> tuple[bytes, os.stat_result] | None:
+    """The same, and what the file was when it was opened."""
     with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
+        there = os.fstat(file.fileno())
+        if there.st_size > most:
             return None
-        buffer = bytearray(size)
+        buffer = bytearray(there.st_size)
         try:
-            return bytes(buffer) if os.preadv(file.fileno(), [buffer], 0, _NOWAIT) == size else None
+            return (bytes(buffer), there) if os.preadv(file.fileno(), [buffer], 0, _NOWAIT) == len(buffer) else None
         except (BlockingIOError, NotImplementedError):
             return None
         except OSError as failure:

@@ -67,7 +67,7 @@ class _Turn:
     read_at: float
 
 
-_Change = tuple[str, Callable[[Entry], bool]]
+_Change = tuple[str, Callable[[Entry], bool], Entry | None]  # the entry as it was read before, to be used up
 
 
 @dataclass(slots=True)
@@ -105,9 +105,7 @@ class Queue:
         self._stir = Event()
         self._stopping = False
         self._started_wall = 0.0
-        self._changes: Together[_Change, Entry] = Together(
-            lambda changes: offload(spool.change_all, changes), writers_at_once
-        )
+        self._changes: Together[_Change, Entry] = Together(self._change_all, writers_at_once)
         self._openers = Pool(OPENERS)
         self._attempts = Pool()
         self._greenlets: list[gevent.Greenlet] = []
@@ -370,7 +368,7 @@ class Queue:
             return None
         outcomes = self._run_jobs(lane.name, entry, due)
         learnt += outcomes
-        return self._record(entry.id, lane.name, outcomes)
+        return self._record(entry.id, lane.name, outcomes, known=entry)
 
     def _put_off(self, lane: Lane[_Turn], last: Outcome, entry: Entry, due: Sequence[Recipient]) -> float | None:
         """The destination rests: no attempt is made, none is counted, and all look again when the rest is over. Written
@@ -405,13 +403,16 @@ class Queue:
         return outcomes
 
     def _record(
-        self, id: str, destination: str, outcomes: Sequence[Outcome], *, after: float | None = None
-    ) -> float | None:
+        self, id: str, destination: str, outcomes: Sequence[Outcome], *, after: float | None = None,
+        known: Entry | None = None,
+    ) -> float | None:  # fmt: skip
         """Write down what came of an attempt, however long the disk takes to let us; when to look again. `after`: there
-        was no attempt, and there is none for so many seconds.
+        was no attempt, and there is none for so many seconds. `known`: the entry as it was tried, which is used up.
         """
         said = {outcome.recipient: outcome for outcome in outcomes}
         others = self._busy.get(id, 1) > 1  # attempts under way, whose result is to be written too
+        if others:
+            known = None  # they have it too
 
         def merge(entry: Entry) -> bool:
             now = self.spool.now()
@@ -428,7 +429,7 @@ class Queue:
         pause = 0.1
         while True:
             try:
-                entry = self._change(id, merge)
+                entry = self._change(id, merge, known)
                 break
             except EntryGone:
                 for outcome in outcomes:
@@ -439,6 +440,7 @@ class Queue:
                 self._put_aside(id, str(damage))
                 return None
             except TemporaryFailure as failure:
+                known = None
                 log.error("result not written yet", id=id, error=str(failure), outcomes=len(outcomes))
                 gevent.sleep(pause)
                 pause = min(pause * 2, AGAIN_SECONDS)
@@ -452,12 +454,13 @@ class Queue:
         return 0.0 if any(one.report for one in entry.recipients) else entry.wait(self.spool.now())
 
     def _change_all(self, changes: Sequence[_Change]) -> Sequence[Entry | Exception]:
-        return offload(self.spool.change_all, changes)
+        acts = [(id, act) for id, act, _ in changes]
+        return offload(self.spool.change_all, acts, [known for _, _, known in changes])
 
-    def _change(self, id: str, act: Callable[[Entry], bool]) -> Entry:
+    def _change(self, id: str, act: Callable[[Entry], bool], known: Entry | None) -> Entry:
         """As `Spool.change`, together with others."""
         try:
-            return self._changes((id, act))
+            return self._changes((id, act, known))
         except EntryBusy:
             return offload(self.spool.change, id, act)  # it may take a while, and nobody else waits for it
 

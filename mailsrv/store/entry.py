@@ -65,6 +65,9 @@ class Stamp:
         return max(0.0, later.wall - self.wall)
 
 
+FileState = tuple[int, int, int, int]  # inode, its changes, times and size; replaced or used again, one is another
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """What one attempt did for a recipient, in the words of the remote host: one line, fit for a terminal."""
@@ -129,7 +132,8 @@ class Origin:
 @dataclass(slots=True)
 class Entry:
     """`waited` is its age when it was `written`; `shown` is (number, UIDVALIDITY, UID) of its copy in an Outbox;
-    `asked_at` is when somebody asked that it be tried at once, until it was.
+    `asked_at` is when somebody asked that it be tried at once, until it was. `file` is what its file was when it was
+    read: while that is the same, so is the entry.
     """
 
     id: str
@@ -145,6 +149,7 @@ class Entry:
     waited: float = 0.0
     written: Stamp | None = None
     asked_at: float | None = None
+    file: FileState | None = field(default=None, compare=False)
 
     @property
     def waiting(self) -> list[Recipient]:

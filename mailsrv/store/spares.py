@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
-
-from gevent.monkey import get_original
+import time
 
 from mailsrv.store import files
 
 SUFFIX = ".ended"
 MOST_SPARE = 256
 LOOK_SECONDS = 0.02  # between two looks at what there is
-
-_monotonic: Callable[[], float] = get_original("time", "monotonic")
 
 
 class Spares:
@@ -68,7 +64,7 @@ class Spares:
             return -1
 
     def _look(self) -> None:
-        now = _monotonic()
+        now = time.monotonic()
         if now - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = now

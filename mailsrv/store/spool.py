@@ -20,14 +20,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from gevent.monkey import get_original
 
 from mailsrv import log
-from mailsrv.at_hand import read_at_hand
+from mailsrv.at_hand import look_at_hand
 from mailsrv.errors import TemporaryFailure
 from mailsrv.store import files
-from mailsrv.store.entry import Entry, EntryDamaged, Stamp, from_json, to_text
+from mailsrv.store.entry import Entry, EntryDamaged, FileState, Stamp, from_json, to_text
 from mailsrv.store.files import Incoming
 from mailsrv.store.spares import SUFFIX, Spares
 
@@ -341,9 +342,10 @@ class Spool:
         path = self.envelope_path(id)
         with open(path, "rb", buffering=0) as file:
             # Not more than there is: a buffer for the most there may be costs a mapping of its own each time.
-            text = file.read(min(os.fstat(file.fileno()).st_size, MOST_JSON))
+            there = os.fstat(file.fileno())
+            text = file.read(min(there.st_size, MOST_JSON))
             try:
-                return _parse(id, text)
+                return _parse(id, text, there)
             except EntryDamaged:
                 if _has_name(file.fileno(), path):
                     raise
@@ -355,11 +357,11 @@ class Spool:
         """
         with files.storage_errors("Reading the queue"):
             try:
-                text = read_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
+                found = look_at_hand(self.envelope_path(id), AT_HAND_OCTETS)
             except FileNotFoundError:
                 raise EntryGone(id) from None
         try:
-            return None if text is None else _parse(id, text)
+            return None if found is None else _parse(id, *found)
         except EntryDamaged:
             return None
 
@@ -427,17 +429,21 @@ class Spool:
             self._sync_changed(part_of(id), ended)
             return entry
 
-    def change_all(self, changes: Sequence[tuple[str, Callable[[Entry], bool]]]) -> list[Entry | Exception]:
+    def change_all(
+        self, changes: Sequence[tuple[str, Callable[[Entry], bool]]], known: Sequence[Entry | None] = ()
+    ) -> list[Entry | Exception]:
         """The same for several entries, each with an outcome of its own; a directory is synced once for all of them.
 
-        An entry that somebody else is changing is left as it is, with EntryBusy: `change` waits for it.
+        An entry that somebody else is changing is left as it is, with EntryBusy: `change` waits for it. One that is
+        `known` already, as the caller has read it, need not be read again while it is what it was; it is given away:
+        after a failure it may be half changed.
         """
         outcomes: list[Entry | Exception] = []
         ended: dict[str, list[str]] = {part_of(id): [] for id, _ in changes}
-        for id, act in changes:
+        for (id, act), entry in zip_longest(changes, known):
             try:
                 with self._owned(id, wait=False):
-                    outcomes.append(self._change(id, act, ended[part_of(id)]))
+                    outcomes.append(self._change(id, act, ended[part_of(id)], entry))
             except Exception as failure:  # of one, and no concern of the others
                 outcomes.append(failure)
         for part, paths in ended.items():
@@ -449,14 +455,21 @@ class Spool:
                         outcomes[number] = failure
         return outcomes
 
-    def _change(self, id: str, act: Callable[[Entry], bool], ended: list[str]) -> Entry:
+    def _change(self, id: str, act: Callable[[Entry], bool], ended: list[str], known: Entry | None = None) -> Entry:
         """Not durable before the directory is synced. What is left of an entry that ended goes to `ended`."""
-        entry = self.load(id)
+        entry = known if known is not None and self._is_as_read(known) else self.load(id)
         if act(entry):
             self._replace(entry)
         else:
             ended += self._end(id)
         return entry
+
+    def _is_as_read(self, entry: Entry) -> bool:
+        with files.storage_errors("Reading the queue"):
+            try:
+                return _state(os.lstat(self.envelope_path(entry.id))) == entry.file
+            except FileNotFoundError:
+                raise EntryGone(entry.id) from None
 
     def _sync_changed(self, part: str, ended: Sequence[str]) -> None:
         """Once it is durable that entries have ended, their files can be others'."""
@@ -611,7 +624,11 @@ def _has_name(fd: int, path: str) -> bool:
         return False
 
 
-def _parse(id: str, text: bytes) -> Entry:
+def _state(there: os.stat_result) -> FileState:
+    return there.st_ino, there.st_ctime_ns, there.st_mtime_ns, there.st_size
+
+
+def _parse(id: str, text: bytes, there: os.stat_result) -> Entry:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as problem:
@@ -619,6 +636,7 @@ def _parse(id: str, text: bytes) -> Entry:
     entry = from_json(value)
     if entry.id != id:
         raise EntryDamaged(f"the entry says it is {entry.id[:40]!r}")
+    entry.file = _state(there)
     return entry
 
 

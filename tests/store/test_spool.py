@@ -271,6 +271,43 @@ def test_a_large_message_is_placed_as_it_was_received(spool):
     assert Path(spool.message_path(other.id)).read_bytes() == b"Received: z\r\n" + text
 
 
+# ------------------------------------------------------------------ what was read already
+
+
+def failed(one: Entry) -> bool:
+    one.recipients[0].state = FAILED
+    return True
+
+
+def held(one: Entry) -> bool:
+    one.hold = True
+    return True
+
+
+@pytest.mark.parametrize("at_hand", [False, True])
+def test_what_was_read_before_is_changed_only_while_it_is_true(spool, at_hand):
+    """Somebody else, the command line say, may have changed the entry meanwhile, or ended it."""
+    id = put(spool)
+    read = spool.load_at_hand if at_hand else spool.load
+    same, stale, older = read(id), read(id), read(id)
+    assert None not in (same, stale, older)
+    spool.change_all([(id, held)], [same])
+    assert spool.load(id).hold and same.hold, "it was used"
+    [changed] = spool.change_all([(id, failed)], [stale])
+    assert changed is not stale and not stale.hold
+    assert (spool.load(id).hold, spool.load(id).recipients[0].state) == (True, FAILED)
+    end(spool, id)
+    other = put(spool)  # in the file that was its own
+    [gone] = spool.change_all([(id, held)], [older])
+    assert isinstance(gone, EntryGone) and not spool.load(other).hold
+
+
+def test_one_that_is_known_among_others(spool):
+    ids = [put(spool) for _ in range(3)]
+    spool.change_all([(id, failed) for id in ids], [None, spool.load(ids[1])])
+    assert [spool.load(id).recipients[0].state for id in ids] == [FAILED] * 3
+
+
 # ------------------------------------------------------------------ files that are used again
 
 
@@ -330,13 +367,13 @@ def test_who_reads_an_entry_that_ends_finds_that_it_has_ended(spool, monkeypatch
     """And not another one's text, or half of it, in the file that was its own."""
     id, real = put(spool), spool_module._parse
 
-    def parse(asked, text):
+    def parse(asked, text, there):
         if asked == id:
             monkeypatch.setattr(spool_module, "_parse", real)
             end(spool, id)
             other = put(spool)
             text = Path(spool.envelope_path(other)).read_bytes() if read is None else read
-        return real(asked, text)
+        return real(asked, text, there)
 
     monkeypatch.setattr(spool_module, "_parse", parse)
     with pytest.raises(EntryGone):
