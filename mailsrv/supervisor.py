@@ -17,6 +17,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import gevent
@@ -242,11 +243,20 @@ def _children(workers: int, bound: list[Bound], context: ServerContext | None) -
     for part in PARTS:
 
         def attend(config: Config, beat: Callable[[], None], restarts: int, part: str = part) -> None:
+            _step_back()
             for one in bound:
                 one.socket.close()
             Server(config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat).run()
 
         yield Child(part, attend, serves=False)
+
+
+def _step_back() -> None:
+    """This process and its threads have their share of the processors, and no more take one from a worker when they
+    wake: mail may leave a moment later, a push may not wait. sched(7), SCHED_BATCH.
+    """
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _noted(number: int, frame: object) -> None:

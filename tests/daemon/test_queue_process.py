@@ -24,6 +24,11 @@ def runner_pid(server) -> int:
     return int(pids[-1])
 
 
+def schedulers(pid: int) -> set[int]:
+    """How the threads of a process are scheduled."""
+    return {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{pid}/task")}
+
+
 def waiting(server) -> dict:
     return json.loads(server.command("queue", "stats", "--json").stdout)
 
@@ -60,6 +65,15 @@ def test_b21_a_killed_runner_is_replaced_and_goes_on(daemon, imap):
     ]
     assert server.stop() == 0
     assert waiting(server)["runner_pid"] is None
+
+
+def test_no_thread_of_the_runner_takes_the_processor_from_a_worker(daemon):
+    server = daemon(**{"server.workers": 2})
+    submit(server, NOWHERE, "To nowhere")
+    until(lambda: waiting(server)["entries"] == 0, "the entry ended")
+    assert schedulers(runner_pid(server)) == {os.SCHED_BATCH}
+    assert [schedulers(pid) for pid in server.workers()] == [{os.SCHED_OTHER}] * 2
+    assert server.stop() == 0
 
 
 def test_what_a_worker_puts_into_the_mailbox_for_scheduled_mail_the_runner_sends(daemon, imap):
