@@ -172,9 +172,10 @@ class _Try:
 
 
 def _unsynced(calls: list[Call], place: Path) -> list[str]:
-    """What an operation had not synced when it was answered: a file before its name, a directory after a change of it.
+    """What an operation had not synced when it was answered: a file before its name, a directory after a change of it;
+    and before it gave a file away to be used again.
 
-    What is in tmp/ is nobody's yet, and the index is made again from the files.
+    What is in tmp/ or spare/ is nobody's yet, and the index is made again from the files.
     """
     synced: set[str] = set()
     changed: dict[str, str] = {}  # directory -> what was changed in it last
@@ -191,6 +192,8 @@ def _unsynced(calls: list[Call], place: Path) -> list[str]:
             whole = "/tmp/" in source.removeprefix(str(place)) or source.endswith(".tmp")
             if len(all_paths) > 1 and paths and whole and source not in synced:
                 wrong.append(f"{call.name} gives {paths[-1]} its name before it is synced")
+            if len(all_paths) > 1 and "/spare/" in all_paths[-1] and changed:
+                wrong.append(f"{all_paths[-1]} is given away before {' and '.join(changed)} is synced")
             if call.name.startswith("link"):
                 paths = paths[-1:]  # the other name stays
             changed.update((os.path.dirname(path), path) for path in paths)
@@ -198,8 +201,9 @@ def _unsynced(calls: list[Call], place: Path) -> list[str]:
 
 
 def _passing(path: str) -> bool:
+    below = path.partition("/place/")[2]
     return (
-        "/tmp/" in path.partition("/place/")[2] or path.endswith(".tmp") or os.path.basename(path).startswith("index.")
+        "/tmp/" in below or "/spare/" in below or path.endswith(".tmp") or os.path.basename(path).startswith("index.")
     )
 
 

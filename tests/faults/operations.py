@@ -127,6 +127,18 @@ def _submission(place: Path, text: bytes) -> None:
     files.offload(spool(place).put, Entry(new_id(), Envelope(ANN), [Waiting(OUT)]), message)
 
 
+def _end_and_entry(place: Path, text: bytes) -> None:
+    """An entry ends, and another one with the same message is made of its file."""
+    made = spool(place)
+    for last in (False, True):
+        message = Incoming(made.tmp_dir)
+        message.write(text)
+        id = new_id()
+        files.offload(made.put, Entry(id, Envelope(ANN), [Waiting(OUT)]), message)
+        if not last:
+            files.offload(made.change_all, [(id, lambda entry: False)])
+
+
 class _Lines:
     def local(self, recipient: Recipient) -> bytes:
         return b"Delivered-To: x\r\n"
@@ -223,6 +235,12 @@ OPERATIONS = (
     ),
     Operation(
         "queue change", _note, _nothing, _nothing, _nothing,
+    ),
+    Operation(
+        "queue end", _end_and_entry,
+        lambda ledger, token: ledger.sending(token, [], [str(OUT)]),
+        lambda ledger, token, _: ledger.sent(token, [], [str(OUT)]),
+        lambda ledger, token: ledger.refused(token, [], [str(OUT)]), threads=True,
     ),
     Operation(
         "transaction", _intake,
