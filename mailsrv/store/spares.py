@@ -2,7 +2,7 @@
 
 ext4 does not take an inode that was removed in the last minutes while it has others, and looks through all of those for
 every file it makes: 30 microseconds of the processor became 400 to 600 where some thousand files had just been removed,
-as in a queue whose mail leaves at once. docs/decisions/0041-files-of-the-queue-again.md.
+as in a queue whose mail leaves at once. docs/decisions/0042-files-of-the-queue-again.md.
 
 A file comes here when nothing that survives a power cut calls it by its old name, and is empty. Any process of the
 server takes one by renaming it. Whoever read it under its old name finds that this name is gone.

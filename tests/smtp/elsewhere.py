@@ -61,7 +61,8 @@ def send(client, *recipients: str, sender: str = "ann@example.com", mail: str = 
 
 def queue_files(serving) -> list[str]:
     root = serving.directory / "queue"
-    return sorted(path.name for path in root.rglob("*") if path.is_file() and path.name != "lock")
+    found = (path for path in root.rglob("*") if path.is_file() and path.parent.name != "spare")
+    return sorted(path.name for path in found if path.name != "lock")
 
 
 def runner_tell(serving, *ids):
