@@ -54,9 +54,10 @@ class Spares:
         fd = -1
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            if os.fstat(fd).st_size:  # somebody else put it there
-                os.ftruncate(fd, 0)
-            return fd
+            there = os.fstat(fd)
+            if there.st_size == 0 and there.st_nlink == 1:
+                return fd
+            raise OSError("not one of ours, or somebody's still")
         except OSError:
             if fd >= 0:
                 files.close(fd)

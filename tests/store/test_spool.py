@@ -413,8 +413,10 @@ def test_what_lies_among_the_spare_files_does_no_harm(spool):
     (directory / "other").write_text("of somebody else")
     (directory / "text.ended").write_text("of somebody else " * 1000)
     (directory / "link.ended").symlink_to("/etc/passwd")
+    alive = put(spool)
+    os.link(spool.envelope_path(alive), directory / "alive.ended")
     made = [put(spool) for _ in range(4)]
-    assert [one.id for one in whole(spool)] == made and [path.name for path in spare(spool)] == ["other"]
+    assert [one.id for one in whole(spool)] == [alive, *made] and [path.name for path in spare(spool)] == ["other"]
     assert [path for path in tree(spool) if path.startswith("tmp/")] == []
 
 
