@@ -494,15 +494,14 @@ class AccountMail:
         with self._threads, self._owner.working, self._announcing():
             return offload(fn, *args, **kwargs)
 
-    @contextmanager
-    def _announcing(self) -> Iterator[None]:
+    def _announcing(self) -> _Announcing:
+        return _Announcing(self)
+
+    def announce_found(self) -> None:
         """Whoever looks at a mailbox, if only for STATUS, may be who finds what another program did there."""
-        try:
-            yield
-        finally:
-            found = self.store.found
-            while found:
-                self._owner.registry.publish(MailboxId(self.account.id, found.pop()))
+        found = self.store.found
+        while found:
+            self._owner.registry.publish(MailboxId(self.account.id, found.pop()))
 
     def _claims(self, number: int) -> bool:
         """Whether a session of this process is about to be told of what arrives there."""
@@ -609,6 +608,21 @@ class AccountMail:
             append_all = self.store.append_all
             self._deliveries = Deliveries(lambda number, lot: self._deliver_to(append_all, number, lot))
         return self._deliveries.deliver(number, arrival)
+
+
+class _Announcing:
+    """`announce_found` at the end, however it comes."""
+
+    __slots__ = ("_mail",)
+
+    def __init__(self, mail: AccountMail) -> None:
+        self._mail = mail
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._mail.announce_found()
 
 
 class Mailboxes:

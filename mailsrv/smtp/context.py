@@ -8,7 +8,6 @@ from __future__ import annotations
 import ssl
 import time
 from dataclasses import dataclass, field
-from enum import Flag, auto
 
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
@@ -21,11 +20,13 @@ from mailsrv.wire import smtp as wire
 from mailsrv.wire.smtp import Reply
 
 
-class State(Flag):
-    START = auto()
-    READY = auto()  # greeted, no transaction
-    MAIL = auto()
-    RCPT = auto()
+class State:
+    """A bit for each. No Flag: its operators are Python, and every command asks."""
+
+    START = 1
+    READY = 2  # greeted, no transaction
+    MAIL = 4
+    RCPT = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class Row:
     3.1). `idle`: it brings no message nearer, and its number is limited (S33).
     """
 
-    states: State
+    states: int  # of State
     run: Callable[[Session, str], None]
     ends_group: bool = False
     octets: int = wire.COMMAND_OCTETS
@@ -461,7 +461,7 @@ class Session:
         self._reset(State.READY if self.helo_name else State.START)
         self.reply(250, "2.0.0", "Reset")
 
-    def _reset(self, state: State) -> None:
+    def _reset(self, state: int) -> None:
         self.transaction = None
         self.state = state
 

@@ -12,8 +12,7 @@ import ctypes
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from gevent.monkey import get_original
@@ -27,6 +26,7 @@ T = TypeVar("T")
 POOL_THREADS = 24
 _NativeLock = get_original("threading", "Lock")
 _monotonic: Callable[[], float] = get_original("time", "monotonic")
+_time: Callable[[], float] = get_original("time", "time")
 # gevent's os.close leaves a directory open until its loop next turns, and with it the directory's lock; in a thread of
 # the pool, and in the command line, no loop need ever turn.
 close: Callable[[int], None] = get_original("os", "close")
@@ -271,13 +271,25 @@ def read_json(path: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-@contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Failures of the disk (full, over quota, broken, out of descriptors) become TemporaryFailure."""
-    try:
-        yield
-    except OSError as failure:
-        raise TemporaryFailure(f"{what}: {failure.strerror or failure}") from failure
+class StorageErrors:
+    """Failures of the disk (full, over quota, broken, out of descriptors) become TemporaryFailure. No generator:
+    several of these are in each delivery.
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> None:
+        if isinstance(failure, OSError):
+            raise TemporaryFailure(f"{self._what}: {failure.strerror or failure}") from failure
+
+
+storage_errors = StorageErrors
 
 
 # ------------------------------------------------------------------ a message being received
@@ -433,4 +445,4 @@ def unlink_ours(path: str) -> None:
 
 
 def temporary_name(directory: str) -> str:
-    return f"{directory}/{unique_part(get_original('time', 'time')())}"
+    return f"{directory}/{unique_part(_time())}"

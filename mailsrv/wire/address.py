@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 from mailsrv.values import Address
 from mailsrv.wire.errors import WireError
@@ -21,6 +22,7 @@ _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*")
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"')
 _PAIR = re.compile(r"\\(.)")
 _LABEL = re.compile(r"[A-Za-z0-9\u0080-\U0010ffff](?:[A-Za-z0-9\u0080-\U0010ffff-]{0,61}[A-Za-z0-9\u0080-\U0010ffff])?")
+_QUOTED_FIRST = re.compile(r'(?:[^">]*:)?"(?:[^"\\]|\\.)*"')
 _ROUTE = re.compile(r"@[^@:,<>\s]{1,255}(?:,@[^@:,<>\s]{1,255})*:")
 
 
@@ -44,14 +46,13 @@ def parse_path(text: str, *, smtputf8: bool = False) -> tuple[Address | None, in
         inside = inside[route.end() :]
     if inside.lower() == "postmaster":
         return Address(inside, ""), end + 1
-    return parse_mailbox(inside), end + 1
+    return _usual_mailbox(inside), end + 1
 
 
 def _closing_bracket(text: str) -> int:
     """The `>` that ends the path; one inside a quoted local part does not."""
     start = 1
-    quoted = re.match(r'(?:[^">]*:)?"(?:[^"\\]|\\.)*"', text[1 : MOST_PATH * 4])
-    if quoted:
+    if '"' in text and (quoted := _QUOTED_FIRST.match(text[1 : MOST_PATH * 4])):
         start += quoted.end()
     end = text.find(">", start)
     if end < 0:
@@ -77,6 +78,9 @@ def parse_mailbox(text: str) -> Address:
     if not local or len(local.encode()) > MOST_LOCAL:
         raise WireError("The local part is empty or too long")
     return Address(local, parse_domain(rest[1:]))
+
+
+_usual_mailbox = lru_cache(1024)(parse_mailbox)  # of a path: recipients are few, and senders come again
 
 
 def written(address: Address) -> str:

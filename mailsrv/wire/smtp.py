@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from mailsrv.values import Address, RecipientOptions
 from mailsrv.wire.address import parse_domain, parse_path
@@ -31,8 +32,7 @@ _ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]{1,64}")
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):  # like Reply: several for every message, made in a third of a dataclass's time
     """A verb in capitals with its argument as sent."""
 
     verb: str
@@ -57,15 +57,14 @@ class Mail:
     hold_until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     code: int
     enhanced: str  # "" where RFC 2034 wants none
     text: str
 
     def encode(self) -> bytes:
-        prefix = f"{self.enhanced} " if self.enhanced else ""
-        return b"%d %b%b\r\n" % (self.code, prefix.encode(), self.text.encode("utf-8", "replace"))
+        enhanced = f"{self.enhanced} " if self.enhanced else ""
+        return f"{self.code} {enhanced}{self.text}\r\n".encode("utf-8", "replace")
 
 
 def parse_command(line: bytes) -> Command:

@@ -15,6 +15,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mailsrv.wire import pieces
 from mailsrv.wire.header import (
@@ -35,8 +36,12 @@ NESTING_LIMIT = 100
 PART_LIMIT = 10_000
 LINE_LIMIT = 1 << 18  # octets of a line that may be a boundary: they come from fields of at most FIELD_LIMIT
 QUOTED_LIMIT = 1000  # longer strings go out as literals
+USUAL_OCTETS = 100  # of a field whose like comes again and again
 
 _DASHES = re.compile(rb"\n--([^\n]*+)")
+_QUOTABLE = re.compile(rb"[ !#-\[\]-~]{0,%d}+" % QUOTED_LIMIT).fullmatch
+# Fields that few parts have and BODYSTRUCTURE tells.
+_SELDOM = frozenset(b"content-" + name for name in b"id description md5 disposition language location".split())
 _TYPE = re.compile(rb"([!#$&+.^_`{|}~0-9A-Za-z-]++)[ \t]*+/[ \t]*+([!#$&+.^_`{|}~0-9A-Za-z-]++)")
 
 
@@ -245,6 +250,8 @@ def nstring(value: bytes | None) -> bytes:
     """`value` as an IMAP nstring: NIL, a quoted string, or a literal if it is long or holds a line end."""
     if value is None:
         return b"NIL"
+    if _QUOTABLE(value):  # most are
+        return b'"%s"' % value
     if not value.isascii():
         value = encode_8bit(value)
     if len(value) > QUOTED_LIMIT or b"\r" in value or b"\n" in value:
@@ -281,12 +288,19 @@ def _addresses(fields: Fields, name: bytes, default: bytes = b"NIL") -> bytes:
     values = fields.get(name)
     if values is None:
         return default
-    out = [
+    out = b"".join([(_usual_list if len(value) <= USUAL_OCTETS else _address_list)(value) for value in values])
+    return b"(%s)" % out if out else default
+
+
+def _address_list(value: bytes) -> bytes:
+    """The addresses of one field, one after the other."""
+    return b"".join([
         b"(%s %s %s %s)" % (nstring(name), nstring(route), nstring(mailbox), nstring(host))
-        for value in values
         for name, route, mailbox, host in parse_addresses(unfold(value))
-    ]
-    return b"(%s)" % b"".join(out) if out else default
+    ])  # fmt: skip
+
+
+_usual_list = lru_cache(1024)(_address_list)  # recipients are few, and senders come again
 
 
 # --- body structures ------------------------------------------------------------------------------------------------
@@ -328,6 +342,7 @@ class _LineCounter:
 
 def _write(part: Part, lines: _LineCounter, out: list[bytes], extended: bool) -> None:
     fields = part.fields
+    seldom = not _SELDOM.isdisjoint(fields)
     out.append(b"(")
     if part.type == b"multipart":
         for child in part.children:
@@ -336,18 +351,15 @@ def _write(part: Part, lines: _LineCounter, out: list[bytes], extended: bool) ->
         if extended:
             out.append(b" " + _parameters(part.parameters))
     else:
-        parameters = part.parameters
-        if part.type == b"text" and not any(name == b"charset" for name, _ in parameters):
-            parameters = (*parameters, (b"charset", b"US-ASCII"))  # RFC 2045 5.2
+        given = fields.get(b"content-type")
+        kind = _usual_kind if given is None or len(given[0]) <= USUAL_OCTETS else _kind
         out.append(
-            b"%s %s %s %s %s %s %d"
+            b"%s %s %s %s %d"
             % (
-                nstring(part.type.upper()),
-                nstring(part.subtype.upper()),
-                _parameters(parameters),
-                nstring(first(fields, b"content-id")),
-                nstring(first(fields, b"content-description")),
-                nstring(transfer_encoding(fields).upper()),
+                kind(part.type, part.subtype, part.parameters),
+                nstring(first(fields, b"content-id")) if seldom else b"NIL",
+                nstring(first(fields, b"content-description")) if seldom else b"NIL",
+                nstring(transfer_encoding(fields).upper()) if b"content-transfer-encoding" in fields else b'"7BIT"',
                 part.end - part.body_start,
             )
         )
@@ -357,10 +369,21 @@ def _write(part: Part, lines: _LineCounter, out: list[bytes], extended: bool) ->
         if part.is_message or part.type == b"text":
             out.append(b" %d" % lines.count(part))
         if extended:
-            out.append(b" " + nstring(first(fields, b"content-md5")))
-    if extended:
+            out.append(b" " + nstring(first(fields, b"content-md5")) if seldom else b" NIL")
+    if extended and not seldom:
+        out.append(b" NIL NIL NIL")
+    elif extended:
         out.append(b" %s %s %s" % (_disposition(fields), _language(fields), nstring(_location(fields))))
     out.append(b")")
+
+
+def _kind(main: bytes, subtype: bytes, parameters: Parameters) -> bytes:
+    if main == b"text" and not any(name == b"charset" for name, _ in parameters):
+        parameters = (*parameters, (b"charset", b"US-ASCII"))  # RFC 2045 5.2
+    return b"%s %s %s" % (nstring(main.upper()), nstring(subtype.upper()), _parameters(parameters))
+
+
+_usual_kind = lru_cache(1024)(_kind)
 
 
 def transfer_encoding(fields: Fields) -> bytes:
