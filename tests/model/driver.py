@@ -19,7 +19,7 @@ from tests.model.responses import Fault
 from tests.model.session import ASKED, Session
 from tests.model.steps import SHARED
 
-PUSH_SECONDS = 15.0  # in which an idling client is told, on a machine however busy
+PUSH_SECONDS = 45.0  # in which an idling client is told, on a machine however busy
 PHASE_SECONDS = 240.0
 STEPS = 40
 MOST_MESSAGES = 60  # of a mailbox, when a phase begins
@@ -84,11 +84,11 @@ class Run:
 
     # -------------------------------------------------------------- a phase
 
-    def go_on(self, seconds):
-        """Phases until the time is over, then the end of it all."""
+    def go_on(self, seconds, phases=1):
+        """Phases until the time is over and there were so many, on a machine however busy; then the end of it all."""
         end = now() + seconds
         try:
-            while now() < end or not self.phases:
+            while now() < end or self.phases < phases:
                 self.phase()
             self.finish()
         except BaseException:
@@ -117,11 +117,11 @@ class Run:
         for session in idlers:
             if session not in waiting:
                 waiting[session] = gevent.spawn(self._guarded, session.idle, lambda: bool(resting) or self.failed)
-        gevent.joinall(others, timeout=60)
+        gevent.joinall(others, timeout=120)
         self._raise()
         self._told(list(waiting))
         resting.append(True)
-        gevent.joinall(list(waiting.values()), timeout=60)
+        gevent.joinall(list(waiting.values()), timeout=120)
         self._raise()
         self.rest()
 

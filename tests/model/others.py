@@ -27,7 +27,7 @@ class Sender:
 
     def work(self, working):
         box = self.world.box("INBOX")
-        with smtplib.SMTP("127.0.0.1", self.world.port("smtp"), timeout=30) as smtp:
+        with smtplib.SMTP("127.0.0.1", self.world.port("smtp"), timeout=60) as smtp:
             while working():
                 step = next(self.steps)
                 gevent.sleep(0.005 + 0.06 * step.dice[0])

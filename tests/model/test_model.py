@@ -17,7 +17,7 @@ from tests.model.serving import Served
 SECONDS = float(os.environ.get("MAILSRV_MODEL_SECONDS", "60"))
 
 
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 540)
 def test_all_clients_agree_with_the_model(tmp_path, certificate, authority_file, password_hash):
     seed = int(os.environ.get("MAILSRV_MODEL_SEED", random.SystemRandom().randrange(1_000_000)))
     server = Served(tmp_path, certificate, authority_file, password_hash, **{"server.workers": 2})
@@ -26,7 +26,7 @@ def test_all_clients_agree_with_the_model(tmp_path, certificate, authority_file,
         log = tempfile.mkdtemp(prefix="mailsrv-model-")
         run = Run(server, seed, log=log)
         try:
-            run.go_on(SECONDS)
+            run.go_on(SECONDS, phases=5)
         except Fault as fault:
             pytest.fail(f"seed {seed} (bin/run-model --seed {seed}), what was said is in {log}: {fault}")
         os.rmdir(log)

@@ -208,13 +208,13 @@ class Sender(Actor):
     def begin(self):
         if self.dice.random() < 1 / 3:
             client = smtplib.SMTP_SSL(
-                "127.0.0.1", self.server.ports["submissions"], timeout=30, context=self.server.tls
+                "127.0.0.1", self.server.ports["submissions"], timeout=60, context=self.server.tls
             )
             with closed_if_it_fails(client):
                 client.login(f"{self.user}@{DOMAIN}", PASSWORD)
             self.origin = f"{self.user}@{DOMAIN}"
         else:
-            client = smtplib.SMTP("127.0.0.1", self.server.ports["smtp"], timeout=30)
+            client = smtplib.SMTP("127.0.0.1", self.server.ports["smtp"], timeout=60)
             self.origin = "soak@elsewhere.example"
         return client
 
