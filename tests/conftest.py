@@ -82,7 +82,7 @@ def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
 _ports_given: set[int] = set()
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
     """Never one of those that the kernel gives to whoever asks for any: nobody takes it before a server does, or while
     the server starts again.
     """
@@ -90,7 +90,7 @@ def free_ports(count: int) -> list[int]:
     while len(found) < count:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as sock, suppress(OSError):
-            sock.bind(("127.0.0.1", port))
+            sock.bind((address, port))
             if port not in _ports_given:
                 found.append(port)
                 _ports_given.add(port)

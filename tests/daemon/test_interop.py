@@ -18,7 +18,6 @@ import hashlib
 import json
 import random
 import smtplib
-import socket
 import tempfile
 import time
 from collections import Counter
@@ -217,10 +216,8 @@ def directory() -> Iterator[Path]:
 
 def two_ports() -> tuple[int, int]:
     """Free at every address."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("0.0.0.0", 0))
-        other.bind(("0.0.0.0", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    one, other = free_ports(2, "0.0.0.0")
+    return one, other
 
 
 def fill(dns: FakeDns) -> None:

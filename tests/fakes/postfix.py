@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-SECONDS = 60.0  # for a start and a stop, of which each Postfix sleeps some
+SECONDS = 120.0  # for a start and a stop, of which each Postfix sleeps some
 
 # name, type, private, unprivileged, wakeup, maxproc, command; chroot is "n" for all. master(5)
 SERVICES = """
@@ -131,7 +131,10 @@ class SmtpSink:
     def mails(self) -> list[tuple[list[str], bytes]]:
         found = []
         for path in self._directory.iterdir():
-            written, recipients = path.read_bytes(), []
+            try:
+                written, recipients = path.read_bytes(), list[str]()
+            except FileNotFoundError:
+                continue  # smtp-sink has thought better of it
             if not written.endswith(b"\n\n"):
                 continue  # still being written: the empty line at the end is smtp-sink's
             while written.startswith(b"X-"):  # what smtp-sink puts in front, up to its own Received line

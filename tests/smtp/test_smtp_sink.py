@@ -9,6 +9,7 @@ import pytest
 
 from mailsrv.smtp.routes import Route, Tls
 from mailsrv.values import Disposition
+from tests.conftest import free_ports
 from tests.fakes.world import TEXT, World
 
 SENT, LATER, NEVER = Disposition.SENT, Disposition.LATER, Disposition.NEVER
@@ -26,9 +27,7 @@ def smtp_sink(world):
     running = []
 
     def start(*options, protocol="smtp"):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        [port] = free_ports(1)
         user = ["-u", "nobody"] if os.geteuid() == 0 else []
         running.append(subprocess.Popen(["smtp-sink", *user, *options, f"127.0.0.1:{port}", "50"], cwd=world.directory))
         end = time.monotonic() + 60
