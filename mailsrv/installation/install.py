@@ -33,9 +33,9 @@ def first_configuration() -> str:
 
 def install(doing: Actions, *, dry: bool) -> None:
     """Everything, in an order in which each step finds what it needs. InstallError, BuildError, OSError."""
+    _require_root(doing, dry=dry)
     if not program.is_source():
         raise InstallError("mailsrv install is run from the source tree: bin/mailsrv install")
-    _require_root(doing, dry=dry)
     if _packaged(doing):
         raise InstallError("the Debian package mailsrv is installed here; upgrade that, or remove it first")
     python = program.interpreter()
