@@ -362,7 +362,8 @@ class Intake:
     def has_room(self, octets: int) -> bool:
         """Whether the disk has that much left. Where it cannot be asked, storing will tell."""
         try:
-            disk = os.statvfs(self._mail_root)
+            there = os.path.isdir(self._mail_root)  # before the first message it is not
+            disk = os.statvfs(self._mail_root if there else os.path.dirname(self._mail_root))
         except OSError:
             return True
         return disk.f_bavail * disk.f_frsize >= octets

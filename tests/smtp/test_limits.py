@@ -8,6 +8,7 @@ import gevent
 import pytest
 
 from mailsrv import log
+from mailsrv.mail.intake import Intake
 from mailsrv.smtp.session import Session
 
 
@@ -206,6 +207,13 @@ def test_s33_mail_waits_while_the_disk_is_nearly_full(serving, talk):
     client = talk(message_bytes=2**59)
     assert client.say("MAIL FROM:<x@elsewhere.org>") == b"452 4.3.1 Insufficient system storage"
     assert client.say("RCPT TO:<ann@example.com>").startswith(b"503 ")
+
+
+def test_s33_the_disk_is_asked_before_the_first_message_too(tmp_path):
+    """The directory of all mail is made with it."""
+    intake = Intake(None, None, str(tmp_path / "mail"))
+    assert intake.has_room(1)
+    assert not intake.has_room(2**60)
 
 
 # ---------------------------------------------------------------- counts (S33)
