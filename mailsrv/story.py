@@ -143,8 +143,8 @@ class Tracer:
                 yield line
 
     def _roots(self, about: str) -> dict[str, None]:
-        """Ids of the messages that are asked for, in the order of the log."""
-        found: dict[str, None] = {}
+        """Ids of the messages that are asked for, oldest first: each process writes its lines in its own time."""
+        found: dict[str, datetime] = {}
         bare = about.strip("<>")
         # The longest part of it that stands in the log as it is, whatever the format escapes.
         plain = max(re.findall(r"[\w.@+-]+", bare, re.ASCII), key=len, default=bare)
@@ -155,8 +155,9 @@ class Tracer:
                 or any(line.get(name).lower() == bare.lower() for name in ADDRESSED)
             )
             if matches and line.get("id"):
-                found[line.get("message") or line.get("about") or line.get("id")] = None
-        return found
+                root = line.get("message") or line.get("about") or line.get("id")
+                found[root] = min(line.at, found.get(root, line.at))
+        return dict.fromkeys(sorted(found, key=found.__getitem__))
 
     def _links(self, roots: Sequence[str]) -> tuple[dict[str, str], dict[str, str], dict[tuple[str, str], str]]:
         """What leads to a root: names of entries made of it, sessions, places (mailbox, uid)."""

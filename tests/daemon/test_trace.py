@@ -224,6 +224,15 @@ def test_lines_that_are_no_events_are_passed_over(raw, tmp_path):
     assert (told.id, count, len(told.lines)) == ("1", 1, 1)
 
 
+def test_the_last_message_is_the_youngest_whichever_process_wrote_first(tmp_path):
+    path = tmp_path / "log"
+    fields = {"recipient": "bo@example.com", "session": "s"}
+    path.write_text("".join(log.format_logfmt(at, "info", "delivered", {"id": at, **fields}) for at in (3, 1, 2)))
+    tracer = story.Tracer([str(path)])
+    assert [told.id for told in tracer.tell("bo@example.com", 5)[0]] == ["1", "2", "3"]
+    assert [told.id for told in tracer.tell("bo@example.com", 1)[0]] == ["3"]
+
+
 def test_a_log_cannot_draw_on_the_terminal(tmp_path):
     path = tmp_path / "log"
     path.write_text(
