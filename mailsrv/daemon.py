@@ -380,6 +380,7 @@ class Server:
         self.control.close()
         self.watch.close()
         self.bus.close()
+        self.intake.close()
         self.mailboxes.close_all()
         self.logins.close()
         self.throttle.close()

@@ -66,7 +66,7 @@ def outgoing_of(config: Config, accounts: Accounts) -> Outgoing:
         return None if domain is None else Address("postmaster", domain)
 
     waker = Waker(socket_path(config))
-    return Outgoing(spool, waker.wake, Bounces(hostname, config["queue.return_bytes"]), postmaster)
+    return Outgoing(spool, waker.wake, Bounces(hostname, config["queue.return_bytes"]), postmaster, waker.close)
 
 
 def schedule_of(config: Config) -> Schedule:

@@ -105,6 +105,7 @@ class Outgoing:
     wake: Callable[[str], None]
     bounces: Bounces
     postmaster: Callable[[], Address | None]
+    close: Callable[[], None] = lambda: None  # nobody is woken after it
 
 
 class Transaction:
@@ -358,6 +359,11 @@ class Intake:
     def _put_all(self, made: Sequence[_Made]) -> Sequence[Exception | None]:
         with self.mailboxes.delivering:
             return offload(self.spool.put_all, made)
+
+    def close(self) -> None:
+        """At the end of the process."""
+        if self.outgoing is not None:
+            self.outgoing.close()
 
     def has_room(self, octets: int) -> bool:
         """Whether the disk has that much left. Where it cannot be asked, storing will tell."""

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -334,3 +335,25 @@ def test_a_local_recipient_in_the_queue_is_delivered_when_due(world, serving, in
     report = report_in(serving, inbox)
     assert list(report.iter_parts())[1].get_payload()[1]["Status"] == "5.1.1"
     until(lambda: queue_files(serving) == [], "ended")
+
+
+def test_a_server_that_ended_holds_no_socket(serve, dial, world):
+    """Neither the one that wakes the runner."""
+    before = sockets()
+    server = serve()
+    client = dial(server, "submissions", user="ann")
+    send(client, "bo@elsewhere.org")
+    until(lambda: world.taken, "handed on")
+    assert len(sockets() - before) > 5
+    client.close()
+    server.close()
+    until(lambda: not sockets() - before, "all are closed")
+
+
+def sockets() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if (name := os.readlink(f"/proc/self/fd/{fd}")).startswith("socket:"):
+                found.add(name)
+    return found
