@@ -72,6 +72,7 @@ def test_no_thread_of_the_runner_takes_the_processor_from_a_worker(daemon):
     submit(server, NOWHERE, "To nowhere")
     until(lambda: waiting(server)["entries"] == 0, "the entry ended")
     assert schedulers(runner_pid(server)) == {os.SCHED_BATCH}
+    until(lambda: len(server.workers()) == 2, "two workers")
     assert [schedulers(pid) for pid in server.workers()] == [{os.SCHED_OTHER}] * 2
     assert server.stop() == 0
 
