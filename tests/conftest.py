@@ -13,6 +13,7 @@ import random
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -77,6 +78,18 @@ def events() -> Iterator[list[tuple[str, dict[str, Any]]]]:
     log.listeners.append(listener)
     yield seen
     log.listeners.remove(listener)
+
+
+SECONDS = 60.0  # for whatever must happen in this process, on a machine however busy
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of the condition; fails when it does not come in time."""
+    end = time.monotonic() + SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not in time: {what}"
+        gevent.sleep(0.005)
+    return value
 
 
 _ports_given: set[int] = set()

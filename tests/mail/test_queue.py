@@ -18,7 +18,8 @@ from mailsrv.store.files import Incoming
 from mailsrv.store.spool import QueueLocked, Spool, new_id
 from mailsrv.values import Address, Disposition, Envelope, Outcome, RecipientOptions
 
-SECONDS = 60.0
+from ..conftest import SECONDS, until
+
 TEXT = b"From: ann@example.com\r\nSubject: Out\r\n\r\nOut it goes\r\n"
 ANN = Address("ann", "example.com")
 LATER, NEVER, DONE = Disposition.LATER, Disposition.NEVER, Disposition.SENT
@@ -28,14 +29,6 @@ HOST = "mx.test[192.0.2.1]:25"
 def address(text: str) -> Address:
     local, _, domain = text.partition("@")
     return Address(local, domain)
-
-
-def until(condition, what: str):
-    end = time.monotonic() + SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not in time: {what}"
-        gevent.sleep(0.005)
-    return value
 
 
 class World:

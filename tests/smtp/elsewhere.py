@@ -1,8 +1,6 @@
 """Every other server, as a value that takes what it is given, and what tests of mail for it share."""
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gevent
@@ -11,16 +9,9 @@ from mailsrv import runner
 from mailsrv.mail.wakeup import tell
 from mailsrv.values import Disposition, Outcome
 
-SECONDS = 60.0
+from ..conftest import until
+
 TEXT = "From: ann@example.com\r\nTo: bo@elsewhere.org\r\nSubject: Hello out there\r\n\r\nText.\r\n."
-
-
-def until(condition: Callable, what: str):
-    end = time.monotonic() + SECONDS
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not in time: {what}"
-        gevent.sleep(0.01)
-    return value
 
 
 class World:

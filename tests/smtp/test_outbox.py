@@ -11,7 +11,8 @@ from mailsrv.mail import queue
 from mailsrv.store.entry import CANCELLED
 from mailsrv.values import Address
 
-from .elsewhere import queue_files, runner_tell, send, until
+from ..conftest import until
+from .elsewhere import queue_files, runner_tell, send
 
 
 def fetched(client, mailbox="Outbox"):

@@ -15,7 +15,8 @@ from mailsrv.mail.scheduled import entry_id, next_hour
 from mailsrv.store.spool import is_id, time_of
 from mailsrv.values import AccountId, MailboxId
 
-from .elsewhere import queue_files, runner_tell, until
+from ..conftest import until
+from .elsewhere import queue_files, runner_tell
 from .test_outbox import entry, fetched
 
 ON = {"submission.scheduled_mailbox": "Scheduled"}

@@ -18,7 +18,8 @@ from mailsrv.store.files import Incoming
 from mailsrv.store.spool import EntryGone, new_id
 from mailsrv.values import Address, Envelope
 
-from .elsewhere import TEXT, queue_files, runner_tell, send, until
+from ..conftest import until
+from .elsewhere import TEXT, queue_files, runner_tell, send
 
 
 @pytest.fixture
