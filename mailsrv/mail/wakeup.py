@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable
 
 import gevent
@@ -23,6 +24,7 @@ EVERYTHING = b"*"
 IDS_PER_DATAGRAM = 100
 MOST_PENDING = 10_000
 RETRY_SECONDS = 0.005
+PATIENCE_SECONDS = 10.0  # of a command, with a runner that takes nothing
 _IDS = re.compile(rb"[0-9a-f]{18}(?: [0-9a-f]{18}){0,199}")
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EWOULDBLOCK)
 
@@ -130,13 +132,26 @@ class Waker:
 
 
 def tell(path: str, ids: Iterable[str]) -> bool:
-    """From outside the server: False if no runner listens, which will see for itself when it starts."""
+    """From outside the server: False if no runner listens, which will see for itself when it starts, or if one takes
+    nothing for PATIENCE_SECONDS.
+    """
     names = list(ids)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(1)
+        sock.setblocking(False)
+        return all(
+            _told(sock, path, " ".join(names[start : start + IDS_PER_DATAGRAM]).encode())
+            for start in range(0, len(names), IDS_PER_DATAGRAM)
+        )
+
+
+def _told(sock: socket.socket, path: str, datagram: bytes) -> bool:
+    """Asks again and again: such a socket is always writable by poll(2), also when the other one has no room."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
         try:
-            for start in range(0, len(names), IDS_PER_DATAGRAM):
-                sock.sendto(" ".join(names[start : start + IDS_PER_DATAGRAM]).encode(), path)
-        except OSError:
-            return False
-    return True
+            sock.sendto(datagram, path)
+            return True
+        except OSError as failure:
+            if failure.errno not in _FULL or time.monotonic() >= end:
+                return False
+        gevent.sleep(RETRY_SECONDS)

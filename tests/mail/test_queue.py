@@ -1,5 +1,6 @@
 """The queue runner: what becomes of entries, when, and what is on disk at any time. The ways out are the test's own."""
 
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -709,6 +710,22 @@ def test_wake_ups_that_do_not_fit_are_sent_later(world):
     until(lambda: not world.spool.ids(), "all woken")
     assert len(world.jobs) == 600
     waker.close()
+
+
+def test_a_command_that_changes_thousands_of_entries_waits_until_the_runner_has_read_of_them_all(tmp_path):
+    ids, heard = [new_id() for _ in range(3000)], []
+
+    def read_late() -> None:
+        gevent.sleep(0.05)  # by then the socket is full, many times
+        while len(heard) < len(ids):
+            heard.extend(runner.recv(64 * 1024).decode().split())
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as runner, gevent.Timeout(SECONDS):
+        runner.bind(str(tmp_path / "queue.sock"))
+        reader = gevent.spawn(read_late)
+        assert tell(str(tmp_path / "queue.sock"), ids)
+        reader.join()
+    assert heard == ids
 
 
 def test_garbage_on_the_socket_is_ignored(world):
