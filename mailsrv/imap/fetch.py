@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mailsrv.imap.messages import refuse_expunged, resolve
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
 FLAGS_PER_WRITE = 2_000  # 1 to 2 ms of the event loop's time, as are those below
-PREPARED_PER_READ, PREPARED_PER_WRITE = 400, 200
+PREPARED_PER_WRITE = 400
 TEXT_PER_WRITE = 512 * 1024
+WITH_COMPLETION = 64 * 1024
 LARGE_TEXT = 256 * 1024  # taken apart in a thread
 SEEN_PER_COMMIT = 1_000
 
@@ -40,27 +41,29 @@ _FLAG_LISTS = [flag_list(word % _RECENT, 0, (), word >= _RECENT) for word in ran
 _WITH_RECENT = bytes(word | _RECENT for word in range(256))
 
 
-class Message:
-    """One message while its response is made. What was not needed is not there."""
+class Chunk:
+    """Messages whose responses are made in one go, as columns: their UIDs, and where they were asked for sizes, dates,
+    and texts, which are either those that the index has prepared or whole messages.
+    """
 
-    __slots__ = ("_part", "date", "position", "prepared", "seq", "size", "text", "uid")
+    __slots__ = ("_parts", "dates", "positions", "seqs", "sizes", "texts", "uids")
 
-    def __init__(
-        self, seq: int, uid: int, position: int, size: int = 0, date: int = 0, text: bytes = b"",
-        prepared: tuple[bytes, ...] = (),
-    ) -> None:  # fmt: skip
-        self.seq, self.uid, self.position = seq, uid, position
-        self.size, self.date, self.text, self.prepared = size, date, text, prepared
-        self._part: mime.Part | None = None
+    def __init__(self, seqs: Sequence[int], positions: Sequence[int], columns: Sequence[Sequence[Any]]) -> None:
+        self.seqs, self.positions = seqs, positions
+        self.uids, self.sizes, self.dates, *self.texts = columns if len(columns) > 1 else (columns[0], (), ())
+        self._parts: dict[int, mime.Part] = {}
 
-    def part(self) -> mime.Part:
-        if self._part is None:
-            self._part = mime.parse(self.text)
-        return self._part
+    def part(self, at: int) -> mime.Part:
+        """The structure of one whole message."""
+        if at not in self._parts:
+            self._parts[at] = mime.parse(self.texts[0][at])
+        return self._parts[at]
 
 
-# One text for each message; a tuple of pieces where joining them would copy a message.
-Encoder = Callable[[list[Message]], Sequence[bytes | tuple[bytes, ...]]]
+# An item as a format, and what goes into it, for each message: formatting all items at once takes half the time.
+Column = tuple[bytes, Callable[[Chunk], Iterable[Any]]]
+# What is made of text, one for each message: a tuple of pieces where joining them would copy a message.
+Encoder = Callable[[Chunk], Iterable[bytes | tuple[bytes, ...]]]
 
 
 def fetch(session: Session, command: v.Command) -> None:
@@ -76,7 +79,7 @@ def fetch(session: Session, command: v.Command) -> None:
     if not view.read_only and any(_sets_seen(item) for item in items):
         seen = _mark_seen(session, view, uids, tell="FLAGS" in names)
     if names <= {"UID", "FLAGS"}:
-        missing |= _flags_only(session, view, uids, [item.name for item in items])
+        missing |= _flags_only(session, view, uids, items)
     elif all(item.name in ("UID", "FLAGS") or item.name in _ROW_ITEMS or _is_prepared(item) for item in items):
         missing |= _from_index(session, view, uids, items, seen)
     else:
@@ -111,13 +114,14 @@ def _mark_seen(session: Session, view: View, uids: Sequence[int], *, tell: bool)
     return frozenset() if tell else frozenset(changed)
 
 
-def _responses(view: View, messages: list[Message], encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
+def _text_responses(view: View, chunk: Chunk, encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
     """The FETCH responses of a chunk. Text is copied once, into the result: its pieces stay pieces until then."""
     out: list[bytes] = []
-    for message, *row in zip(messages, *[encode(messages) for encode in encoders], strict=True):
-        start = b"* %d FETCH (" % message.seq
-        if message.uid in seen:
-            start += _flags(view, message) + b" "
+    columns = [encode(chunk) for encode in encoders]
+    for seq, uid, position, *row in zip(chunk.seqs, chunk.uids, chunk.positions, *columns, strict=True):
+        start = b"* %d FETCH (" % seq
+        if uid in seen:
+            start += b"FLAGS (%b) " % _flags(view, uid, position)
         for text in row:
             out.append(start)
             if type(text) is tuple:
@@ -129,52 +133,70 @@ def _responses(view: View, messages: list[Message], encoders: Sequence[Encoder],
     return b"".join(out)
 
 
-def _plain_responses(view: View, messages: list[Message], encoders: Sequence[Encoder], seen: frozenset[int]) -> bytes:
-    """The same for short texts in one piece and no flags besides: half the time of joining pieces."""
-    line = b"* %d FETCH (" + b" ".join([b"%b"] * len(encoders)) + b")\r\n"
-    columns = [[message.seq for message in messages], *[encode(messages) for encode in encoders]]
-    return b"".join([line % row for row in zip(*columns, strict=True)])
+def _responses(view: View, chunk: Chunk, columns: Sequence[Column], seen: frozenset[int]) -> bytes:
+    """The FETCH responses of a chunk without long texts: one format for all items."""
+    line = b"* %d FETCH ("
+    values: list[Iterable[Any]] = [chunk.seqs]
+    if seen:
+        line += b"%b"
+        values.append(_flags_where(view, chunk, seen))
+    line += b" ".join([text for text, _ in columns]) + b")\r\n"
+    values += [column(chunk) for _, column in columns]
+    return b"".join([line % row for row in zip(*values, strict=True)])
+
+
+def _flags_where(view: View, chunk: Chunk, seen: frozenset[int]) -> list[bytes]:
+    """The flags, as a beginning of the response, of messages that were marked seen just now."""
+    return [
+        b"FLAGS (%b) " % _flags(view, uid, position) if uid in seen else b""
+        for uid, position in zip(chunk.uids, chunk.positions, strict=True)
+    ]
+
+
+def _send(session: Session, text: bytes, *, last: bool) -> None:
+    """One write for each chunk; the last one, if it is short, with the completion: that wakes the client once."""
+    if last and len(text) <= WITH_COMPLETION:
+        session.stream.queue(text)
+    else:
+        session.stream.write(text)
 
 
 # ------------------------------------------------------------------ flags alone
 
 
-def _flags_only(session: Session, view: View, uids: list[int], names: list[str]) -> bool:
+def _flags_only(session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...]) -> bool:
     """Flags of many messages: the shared arrays and a table of texts, about 1 µs a message."""
-    mailbox = view.mailbox
+    columns = [_column(view, item, ()) for item in items]
     missing = False
     for start in range(0, len(uids), FLAGS_PER_WRITE):
-        chunk = uids[start : start + FLAGS_PER_WRITE]
+        part = uids[start : start + FLAGS_PER_WRITE]
         # No switch here: numbers, positions and flags are of one moment.
-        first = bisect_left(view.uids, chunk[0], 0, view.count)
-        aligned = view.uids is mailbox.uids and view.uids[first : first + len(chunk)].tolist() == chunk
-        if aligned and names == ["UID", "FLAGS"]:
-            texts = _flag_lists(view, first, len(chunk))
-            lines = [
-                b"* %d FETCH (UID %d FLAGS (%b))\r\n" % row
-                for row in zip(range(first + 1, first + 1 + len(chunk)), chunk, texts, strict=True)
-            ]
-        else:
-            lines = []
-            for message in _messages(view, chunk):
-                if message.position < 0:
-                    missing = True
-                    continue
-                texts = [_flags(view, message) if name == "FLAGS" else b"UID %d" % message.uid for name in names]
-                lines.append(b"* %d FETCH (%b)\r\n" % (message.seq, b" ".join(texts)))
-        session.stream.write(view.new_keywords() + b"".join(lines))
-        if start + FLAGS_PER_WRITE < len(uids):
+        chunk = _placed(view, [part])
+        missing |= len(chunk.uids) < len(part)
+        last = start + FLAGS_PER_WRITE >= len(uids)
+        _send(session, view.new_keywords() + _responses(view, chunk, columns, frozenset()), last=last)
+        if not last:
             time.sleep(0)
     return missing
 
 
-def _messages(view: View, uids: Sequence[int]) -> Iterator[Message]:
-    """The messages with their numbers; position -1 where the mailbox has them no more."""
-    for uid in uids:
-        seq = view.seq(uid)
-        if seq is not None:
-            position = view.mailbox.position(uid)
-            yield Message(seq, uid, -1 if position is None else position)
+def _placed(view: View, columns: Sequence[Sequence[Any]]) -> Chunk:
+    """The columns of a chunk, ascending by UID, with the messages' numbers and positions in the mailbox's arrays;
+    without those that have none.
+    """
+    mailbox, uids = view.mailbox, columns[0]
+    if uids and view.uids is mailbox.uids:
+        first = bisect_left(view.uids, uids[0], 0, view.count)
+        end = first + len(uids)
+        # UIDs and positions both ascend: if the ends are where they must be, so is everything between.
+        if end <= view.count and view.uids[first] == uids[0] and view.uids[end - 1] == uids[-1]:
+            return Chunk(range(first + 1, end + 1), range(first, end), columns)
+    places = [(view.seq(uid), mailbox.position(uid)) for uid in uids]
+    kept = [at for at, place in enumerate(places) if None not in place]
+    return Chunk(
+        [places[at][0] or 0 for at in kept], [places[at][1] or 0 for at in kept],
+        [[column[at] for at in kept] for column in columns],
+    )  # fmt: skip
 
 
 def _flag_lists(view: View, first: int, count: int) -> list[bytes]:
@@ -194,18 +216,16 @@ def _flag_lists(view: View, first: int, count: int) -> list[bytes]:
     return texts
 
 
-def _flags(view: View, message: Message) -> bytes:
+def _flags(view: View, uid: int, position: int) -> bytes:
     mailbox = view.mailbox
-    position = message.position
     # The arrays may have been made anew while text was read.
-    if position >= len(mailbox.uids) or mailbox.uids[position] != message.uid:
-        found = mailbox.position(message.uid)
+    if position >= len(mailbox.uids) or mailbox.uids[position] != uid:
+        found = mailbox.position(uid)
         if found is None:
-            return b"FLAGS ()"
+            return b""
         position = found
-    recent = bool(view.recent) and view.is_recent(message.uid)
-    text = flag_list(mailbox.flags[position], mailbox.keywords[position], mailbox.keyword_names, recent)
-    return b"FLAGS (%b)" % text
+    recent = bool(view.recent) and view.is_recent(uid)
+    return flag_list(mailbox.flags[position], mailbox.keywords[position], mailbox.keyword_names, recent)
 
 
 # ------------------------------------------------------------------ from the index
@@ -230,47 +250,24 @@ def _from_index(
     mailbox = view.mailbox
     parts = tuple(dict.fromkeys(_PREPARED_ITEMS.get(item.name, "fields") for item in items if _is_prepared(item)))
     alone = not any(item.name in _ROW_ITEMS for item in items)
-    encoders = [_encoder(view, item, parts) for item in items]
+    columns = [_column(view, item, parts) for item in items]
     missing = False
-    size, slice_size = (PREPARED_PER_READ, PREPARED_PER_WRITE) if parts else (FLAGS_PER_WRITE, FLAGS_PER_WRITE)
+    size = PREPARED_PER_WRITE if parts else FLAGS_PER_WRITE
     for start in range(0, len(uids), size):
-        chunk = uids[start : start + size]
+        part = uids[start : start + size]
         if parts:
-            found: Sequence[tuple[Any, ...]] = mailbox.prepared(chunk, parts, alone=alone)
+            found: Sequence[tuple[Any, ...]] = mailbox.prepared(part, parts, alone=alone)
         else:
-            found = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(chunk)]
-        missing |= len(found) < len(chunk)
-        for first in range(0, len(found), slice_size):
-            if first:
-                time.sleep(0)
-            rows = found[first : first + slice_size]
-            # No switch from here to the write: numbers, positions and flags are of one moment.
-            messages = []
-            for (uid, octets, date, *prepared), seq, position in zip(rows, *_places(view, rows), strict=True):
-                if seq and position >= 0:
-                    messages.append(Message(seq, uid, position, octets, date, b"", tuple(prepared)))
-            missing |= len(messages) < len(rows)
-            responses = (_responses if seen else _plain_responses)(view, messages, encoders, seen)
-            session.stream.write(view.new_keywords() + responses)
+            found = [(row.uid, row.size, row.internal_date) for row in mailbox.rows(part)]
+        if not found:
+            missing = True
+            continue
+        # No switch from here to the write: numbers, positions and flags are of one moment.
+        chunk = _placed(view, list(zip(*found, strict=True)))
+        missing |= len(chunk.uids) < len(part)
+        text = view.new_keywords() + _responses(view, chunk, columns, seen)
+        _send(session, text, last=start + size >= len(uids))
     return missing
-
-
-def _places(view: View, rows: Sequence[tuple[Any, ...]]) -> tuple[Sequence[int], Sequence[int]]:
-    """(sequence numbers, positions in the mailbox's arrays) of rows that begin with a UID; 0 and -1 where there is
-    none.
-    """
-    mailbox = view.mailbox
-    if rows and view.uids is mailbox.uids:
-        first = bisect_left(view.uids, rows[0][0], 0, view.count)
-        last = first + len(rows)
-        if last <= view.count and view.uids[last - 1] == rows[-1][0] and view.uids[first] == rows[0][0]:
-            return range(first + 1, last + 1), range(first, last)
-    numbers, positions = [], []
-    for uid, *_ in rows:
-        position = mailbox.position(uid)
-        numbers.append(view.seq(uid) or 0)
-        positions.append(-1 if position is None else position)
-    return numbers, positions
 
 
 # ------------------------------------------------------------------ from the text
@@ -280,7 +277,7 @@ def _from_text(
     session: Session, view: View, uids: list[int], items: tuple[v.FetchItem, ...], seen: frozenset[int]
 ) -> bool:
     mailbox = view.mailbox
-    encoders = [_encoder(view, item, None) for item in items]
+    encoders = [_encoder(view, item) for item in items]
     needs_row = any(item.name in _ROW_ITEMS for item in items)
     missing = False
     done = 0
@@ -292,24 +289,23 @@ def _from_text(
             done += FLAGS_PER_WRITE
             continue
         after = bisect_left(uids, texts[-1][0] + 1, done)
-        missing |= len(texts) < after - done
-        done = after
-        rows = {row.uid: row for row in mailbox.rows([uid for uid, _ in texts])} if needs_row else {}
-        messages = []
-        for uid, text in texts:
-            seq, position = view.seq(uid), mailbox.position(uid)
-            if seq is None or position is None or (needs_row and uid not in rows):
-                missing = True
-                continue
-            message = Message(seq, uid, position, text=text)
-            if needs_row:
-                message.size, message.date = rows[uid].size, rows[uid].internal_date
-            if len(text) > LARGE_TEXT and _needs_parsing(items):
-                mailbox.offload(message.part)
-            messages.append(message)
+        expected, done = after - done, after
+        rows = [(uid, 0, 0, text) for uid, text in texts]
+        if needs_row:
+            facts = {row.uid: (row.size, row.internal_date) for row in mailbox.rows([uid for uid, _ in texts])}
+            rows = [(uid, *facts[uid], text) for uid, text in texts if uid in facts]
+        missing |= len(rows) < expected
+        if not rows:
+            continue
+        chunk = _placed(view, list(zip(*rows, strict=True)))
+        missing |= len(chunk.uids) < len(rows)
+        if _needs_parsing(items):
+            for at, text in enumerate(chunk.texts[0]):
+                if len(text) > LARGE_TEXT:
+                    mailbox.offload(chunk.part, at)
         if keywords := view.new_keywords():
             session.stream.queue(keywords)
-        session.stream.write(_responses(view, messages, encoders, seen))
+        _send(session, _text_responses(view, chunk, encoders, seen), last=done >= len(uids))
     return missing
 
 
@@ -322,66 +318,75 @@ def _needs_parsing(items: tuple[v.FetchItem, ...]) -> bool:
 # ------------------------------------------------------------------ encoders
 
 
-def _encoder(view: View, item: v.FetchItem, parts: tuple[str, ...] | None) -> Encoder:
-    """How this item is written for messages. `parts`: what was read of them from the index; None: their text was."""
+def _column(view: View, item: v.FetchItem, parts: tuple[str, ...]) -> Column:
+    """How an item is written that needs no text. `parts`: what was read of the messages from the index."""
     name = item.name
     if name == "UID":
-        return lambda messages: [b"UID %d" % message.uid for message in messages]
+        return b"UID %d", lambda chunk: chunk.uids
     if name == "FLAGS":
-        return lambda messages: _flags_column(view, messages)
+        return b"FLAGS (%b)", lambda chunk: _flags_column(view, chunk)
     if name == "RFC822.SIZE":
-        return lambda messages: [b"RFC822.SIZE %d" % message.size for message in messages]
+        return b"RFC822.SIZE %d", lambda chunk: chunk.sizes
     if name == "INTERNALDATE":
-        return lambda messages: [b"INTERNALDATE " + internal_date(message.date) for message in messages]
-    if name in _PREPARED_ITEMS and parts is not None:
-        label, at = f"{name} ".encode(), parts.index(_PREPARED_ITEMS[name])
-        return lambda messages: [label + message.prepared[at] for message in messages]
-    if name == "ENVELOPE":
-        return lambda messages: [
-            b"ENVELOPE " + mime.envelope(message.text[: mime.header_end(message.text)]) for message in messages
-        ]
-    if name == "BODYSTRUCTURE":
-        return lambda messages: [
-            b"BODYSTRUCTURE " + mime.bodystructure(message.part(), message.text) for message in messages
-        ]
-    if name == "BODY":
-        return lambda messages: [b"BODY " + mime.body(message.part(), message.text) for message in messages]
-    return _section_encoder(item, parts)
+        return b"INTERNALDATE %b", lambda chunk: map(internal_date, chunk.dates)
+    at = parts.index(_PREPARED_ITEMS.get(name, "fields"))
+    if name in _PREPARED_ITEMS:
+        return name.encode() + b" %b", lambda chunk: chunk.texts[at]
+    assert item.section is not None
+    partial = item.partial
+    pick = mime.field_picker(frozenset(field.lower() for field in item.section.fields))
+    label = fetch_item_name(item).replace(b"%", b"%%")
+    return label + b" %b", lambda chunk: [_literal(pick(text), partial) for text in chunk.texts[at]]
 
 
-def _flags_column(view: View, messages: list[Message]) -> list[bytes]:
-    if not messages:
+def _flags_column(view: View, chunk: Chunk) -> list[bytes]:
+    uids, positions, known = chunk.uids, chunk.positions, view.mailbox.uids
+    if not uids:
         return []
-    first, last = messages[0], messages[-1]
-    uids = view.mailbox.uids
-    together = last.position - first.position == len(messages) - 1 and last.position < len(uids)
-    # UIDs and positions both ascend: if the ends are where they were, so is everything between.
-    if together and uids[first.position] == first.uid and uids[last.position] == last.uid:
-        return [b"FLAGS (%b)" % text for text in _flag_lists(view, first.position, len(messages))]
-    return [_flags(view, message) for message in messages]
+    first, last = positions[0], positions[-1]
+    together = last - first == len(uids) - 1 and last < len(known)
+    # As in _placed: they may have moved since.
+    if together and known[first] == uids[0] and known[last] == uids[-1]:
+        return _flag_lists(view, first, len(uids))
+    return [_flags(view, uid, position) for uid, position in zip(uids, positions, strict=True)]
 
 
 _RFC822 = {"RFC822": None, "RFC822.HEADER": "HEADER", "RFC822.TEXT": "TEXT"}
 
 
-def _section_encoder(item: v.FetchItem, parts: tuple[str, ...] | None) -> Encoder:
+def _encoder(view: View, item: v.FetchItem) -> Encoder:
+    """How an item is written for messages whose text was read."""
+    name = item.name
+    if name in ("UID", "FLAGS") or name in _ROW_ITEMS:
+        line, values = _column(view, item, ())
+        return lambda chunk: [line % value for value in values(chunk)]
+    if name == "ENVELOPE":
+        return lambda chunk: [b"ENVELOPE " + mime.envelope(text[: mime.header_end(text)]) for text in chunk.texts[0]]
+    if name == "BODYSTRUCTURE":
+        return lambda chunk: [
+            b"BODYSTRUCTURE " + mime.bodystructure(chunk.part(at), text) for at, text in enumerate(chunk.texts[0])
+        ]
+    if name == "BODY":
+        return lambda chunk: [b"BODY " + mime.body(chunk.part(at), text) for at, text in enumerate(chunk.texts[0])]
+    return _section_encoder(item)
+
+
+def _section_encoder(item: v.FetchItem) -> Encoder:
     label = fetch_item_name(item) + b" "
     section = v.Section((), _RFC822[item.name]) if item.section is None else item.section
     partial = item.partial
-    if parts is not None:
-        pick, at = mime.field_picker(frozenset(field.lower() for field in section.fields)), parts.index("fields")
-        return lambda messages: [label + _literal(pick(message.prepared[at]), partial) for message in messages]
 
-    def from_message(message: Message) -> bytes | tuple[bytes, ...]:
+    def from_message(chunk: Chunk, at: int) -> bytes | tuple[bytes, ...]:
+        text = chunk.texts[0][at]
         if section.path:
-            data = mime.section_of(message.part(), message.text, section.path, section.kind, section.fields)
+            data = mime.section_of(chunk.part(at), text, section.path, section.kind, section.fields)
         else:
-            data = mime.section(message.text, (), section.kind, section.fields)
+            data = mime.section(text, (), section.kind, section.fields)
         if data is None or partial is not None or not data:
             return label + (b"NIL" if data is None else _literal(data, partial))
         return label, b"{%d}\r\n" % len(data), data
 
-    return lambda messages: [from_message(message) for message in messages]
+    return lambda chunk: [from_message(chunk, at) for at in range(len(chunk.uids))]
 
 
 def _literal(data: bytes, partial: tuple[int, int] | None) -> bytes:
