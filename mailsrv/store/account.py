@@ -658,7 +658,7 @@ def _read_file(path: str, octets: int, *, whole: bool = True) -> bytes | None:
         if len(data) == octets:
             return data
         chunks = [data]
-        while chunk := os.read(fd, files.COPY_BYTES):
+        while chunk := os.read(fd, max(octets, 4096)):  # memory of that size is taken, though nothing may be left
             chunks.append(chunk)
         return b"".join(chunks)
     finally:
