@@ -335,8 +335,7 @@ def _column(view: View, item: v.FetchItem, parts: tuple[str, ...]) -> Column:
     assert item.section is not None
     partial = item.partial
     pick = mime.field_picker(frozenset(field.lower() for field in item.section.fields))
-    label = fetch_item_name(item).replace(b"%", b"%%")
-    return label + b" %b", lambda chunk: [_literal(pick(text), partial) for text in chunk.texts[at]]
+    return fetch_item_name(item) + b" %b", lambda chunk: [_literal(pick(text), partial) for text in chunk.texts[at]]
 
 
 def _flags_column(view: View, chunk: Chunk) -> list[bytes]:

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from mailsrv.net.stream import Stream
+
 ITEMS = re.compile(rb"\* (\d+) FETCH \((.*)\)\Z", re.DOTALL)
 
 
@@ -416,3 +418,21 @@ def test_many_messages_come_in_order_and_whole(serving, client):
     lines = client.ok("FETCH 1:* (UID BODY.PEEK[])")
     assert [int(re.search(rb"Subject: (\d+)", line)[1]) for line in lines] == list(range(60))
     assert all(len(line) > 50_000 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "items", ["BODY.PEEK[]", "(UID FLAGS)", "(UID ENVELOPE)", "BODY.PEEK[HEADER.FIELDS (SUBJECT)]"]
+)
+def test_a_short_answer_and_its_completion_are_one_write(client, monkeypatch, items):
+    client.append()
+    client.ok("NOOP")
+    written, write = [], Stream.write
+    monkeypatch.setattr(Stream, "write", lambda stream, data: (written.append(data), write(stream, data))[1])
+    client.ok(f"FETCH 1 {items}")
+    assert len(written) == 1
+
+
+def test_the_last_chunk_is_with_the_ones_before_it(client):
+    client.append(f"Subject: large\r\n\r\n{'x' * 600_000}")
+    client.append("Subject: small\r\n\r\nx")
+    assert [len(line) > 600_000 for line in client.ok("FETCH 1:* BODY.PEEK[]")] == [True, False]

@@ -45,6 +45,12 @@ def test_b14_dropped_files_come_in_order_of_arrival(store):
     assert words(store) == {1: "1700000001", 2: "1700000005", 3: "1700000009"}
 
 
+def test_r35_line_ends_of_both_kinds_are_sent_as_crlf(store):
+    drop(store, "1700000000.P1.elsewhere", b"Subject: x\r\nTo: y\n\r\none\ntwo\r\n")
+    store.snapshot(INBOX)
+    assert store.read(INBOX, 1) == b"Subject: x\r\nTo: y\r\n\r\none\r\ntwo\r\n"
+
+
 def test_r35_bare_line_feeds_are_sent_as_crlf_and_counted_so(store):
     stored = text("two").replace(b"\r\n", b"\n")
     drop(store, "1700000000.P1.elsewhere", stored)
@@ -55,6 +61,16 @@ def test_r35_bare_line_feeds_are_sent_as_crlf_and_counted_so(store):
     forget_index(store)
     store.snapshot(INBOX)
     assert store.rows(INBOX, [1])[0].size == len(text("two")), "the name says both sizes"
+
+
+@pytest.mark.parametrize("octets", [0, 1, 40, 100, 5000, 200_000])
+def test_b07_a_file_that_was_written_to_is_read_whole(store, octets):
+    """The index says how long it was, and the reader takes that for a guess."""
+    add(store)
+    (path,) = on_disk(Path(store.maildir))[1]
+    data = (b"Subject: other\r\n\r\n" + b"x" * octets)[:octets]
+    (Path(store.maildir) / path).write_bytes(data)
+    assert store.read(INBOX, 1) == data
 
 
 @pytest.mark.parametrize("name", ["1700000000.P1.h,S=7", "1700000000.P1.h,S=7,W=9", "1700000000.P1.h,W=5,S=9999999"])
