@@ -1,13 +1,13 @@
 """Carries "mailbox id changed" between the processes, over Unix datagrams in the run directory.
 
 Each process is bound to `<directory>/<name>.bus`, and its peers are whoever else has such a socket there: also those
-of a server that is being replaced and still has sessions. A datagram is a run of 12-octet records (account, mailbox
-number); the record of zeros means "anything may have changed". What a peer's full socket does not take now is kept as
-a set of ids and sent when it can be, and a set that grows too large becomes "anything": never nothing. A peer that is
-gone is not waited for: a process that starts has no state that could be stale. Another carrier (a database's
-notifications, say) would offer the same two methods.
+of a server that is being replaced and still has sessions. A peer is told of the mailboxes that it follows. A datagram
+is a run of 12-octet records (account, mailbox number); the record of zeros means "anything may have changed". What a
+peer's full socket does not take now is kept as a set of ids and sent when it can be, and a set that grows too large
+becomes "anything": never nothing. A peer that is gone is not waited for: a process that starts has no state that could
+be stale. Another carrier (a database's notifications, say) would offer the same two methods.
 
-Imports: mail.notify, log, values, gevent.
+Imports: mail.following, mail.notify, log, values, gevent.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 import gevent
 
 from mailsrv import log
+from mailsrv.mail.following import Followed, Following, remove
 from mailsrv.mail.notify import Registry
 from mailsrv.values import AccountId, MailboxId
 
@@ -37,10 +38,11 @@ _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EWOULDBLOCK)
 class _Peer:
     """Another worker: what it has not been told yet."""
 
-    __slots__ = ("everything", "flushing", "path", "pending")
+    __slots__ = ("everything", "flushing", "follows", "path", "pending")
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.follows = Followed(_table(path))
         self.pending: dict[bytes, None] = {}
         self.everything = False
         self.flushing = False
@@ -54,6 +56,7 @@ class Bus:
         self._peers: dict[str, _Peer] = {}  # by path
         self._listed = 0  # the directory's time stamp when the peers were listed; 0 if it may not show the next change
         self._registry = registry
+        self._following = Following(_table(self._path))
         self._socket: socket.socket | None = None
         self._sender: socket.socket | None = None
         self._receiver: gevent.Greenlet | None = None
@@ -61,7 +64,11 @@ class Bus:
 
     def start(self) -> None:
         """Listen, then forward what this process publishes. Before any mailbox is opened."""
-        _remove(self._path)  # of a process that was killed
+        remove(self._path)  # of a process that was killed
+        self._following.open()  # before others find the socket
+        for mailbox in self._registry.followed:
+            self._following.add(mailbox)
+        self._registry.on_follow.append(self._follow)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._path)
         os.chmod(self._path, 0o600)
@@ -70,9 +77,13 @@ class Bus:
         self._receiver = gevent.spawn(self._receive)
         self._registry.on_publish.append(self.forward)
 
+    def _follow(self, mailbox: MailboxId, begins: bool) -> None:
+        (self._following.add if begins else self._following.remove)(mailbox)
+
     def close(self) -> None:
         if self._socket is not None:
             self._registry.on_publish.remove(self.forward)
+            self._registry.on_follow.remove(self._follow)
             if self._receiver is not None:
                 self._receiver.kill()
             self._socket.close()
@@ -80,7 +91,8 @@ class Bus:
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None
-            _remove(self._path)
+            remove(self._path)
+            self._following.close()
 
     def _find_peers(self) -> None:
         """A look at the directory's time stamp, and at its names when it changed: a peer is known once it listens."""
@@ -93,13 +105,18 @@ class Bus:
             log.warning("bus directory not listed", path=self._directory, error=str(failure))
             return
         self._listed = stamp if abs(time.time_ns() - stamp) > SETTLED_NS else 0
-        self._peers = {path: self._peers.get(path) or _Peer(path) for path in found if path != self._path}
+        there = [path for path in found if path != self._path and _is_there(path)]
+        self._peers = {path: self._peers.get(path) or _Peer(path) for path in there}
+        for peer in self._peers.values():
+            peer.follows.look()
 
-    def forward(self, mailbox: MailboxId) -> None:
-        """Tell every peer; does not wait."""
+    def forward(self, mailbox: MailboxId, everyone: bool = False) -> None:
+        """Tell the peers that follow the mailbox, or all; does not wait. After the change was committed."""
         self._find_peers()
         record = RECORD.pack(mailbox.account, mailbox.number)
         for peer in self._peers.values():
+            if not everyone and mailbox not in peer.follows:
+                continue
             if peer.flushing:
                 self._keep(peer, record)
             elif not self._send(peer, record):
@@ -126,7 +143,7 @@ class Bus:
             if failure.errno in _FULL:
                 return False
             if failure.errno == errno.ECONNREFUSED:
-                _remove(peer.path)  # of a process that was killed
+                _clear(peer.path)
             elif failure.errno != errno.ENOENT:
                 log.warning("bus send failed", peer=peer.path, error=str(failure))
         return True
@@ -169,11 +186,27 @@ class Bus:
                 self._registry.changed(MailboxId(AccountId(account), number))
 
 
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+def _table(path: str) -> str:
+    return path.removesuffix(".bus") + ".follows"
+
+
+def _is_there(path: str) -> bool:
+    """Whether a process listens; what one that was killed has left is removed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            _clear(path)
+            return False
+        except OSError:
+            return os.path.exists(path)
+    return True
+
+
+def _clear(path: str) -> None:
+    """Of a process that was killed."""
+    remove(path)
+    remove(_table(path))
 
 
 def tell_everything(directory: str) -> int:

@@ -179,9 +179,15 @@ class Mailbox:
                     raise
 
     def _look(self) -> None:
-        store = self._account.store
+        store, hearing = self._account.store, self._owner.hearing
+        heard = hearing.heard(self.id)
+
+        def look() -> tuple[Delta, bool]:
+            delta = store.changes(self.id.number, self.highest_modseq)
+            return delta, bool(heard) and EVERY not in heard and store.agrees(self.id.number, heard)
+
         try:
-            delta = self._account.run(store.changes, self.id.number, self.highest_modseq)
+            delta, agreed = self._account.run(look)
         except ModSeqTooOld:
             # Expunges were forgotten (or the index was made anew): compare from scratch.
             self._adopt(self._account.run_long(store.snapshot, self.id.number))
@@ -189,6 +195,8 @@ class Mailbox:
             self.gone = True
         else:
             self._apply(delta)
+            if agreed:  # what was heard was another process of ours, as mostly
+                hearing.looked_at(self.id, heard)
 
     def take(self, appended: Appended) -> bool:
         """A commit of this process, taken over as it is if it is the very next one; False: the index must be asked.
@@ -524,14 +532,16 @@ class AccountMail:
         return self.run(lambda: self.store.status(self.store.mailbox(name).id.number))
 
     def create(self, name: str, special_use: str | None = None) -> MailboxInfo:
-        return self.run_long(self.store.create, name, special_use)
+        info = self.run_long(self.store.create, name, special_use)
+        self._owner.registry.publish(info.id, everyone=True)
+        return info
 
     def delete(self, name: str) -> None:
         self._owner.registry.publish(self.run_long(self.store.delete, name))
 
     def rename(self, old: str, new: str) -> None:
         for mailbox in self.run_long(self.store.rename, old, new):
-            self._owner.registry.publish(mailbox)
+            self._owner.registry.publish(mailbox, everyone=True)
 
     def subscriptions(self) -> list[str]:
         return self.run(self.store.subscriptions)
@@ -676,6 +686,28 @@ class Mailboxes:
         """The shared state of a mailbox, current; to be closed once by each that opened it."""
         mail = self.account(account)
         info = mail.find(name)
+        self.registry.follow(info.id)  # before the first look
+        try:
+            state = self._current(mail, info)
+        except BaseException:
+            self.registry.unfollow(info.id)
+            raise
+        self._closed.pop(info.id, None)
+        state.name = info.name
+        self._open[info.id] = state
+        state.sessions += 1
+        try:
+            if state.sessions == 1 and self._on_open is not None:
+                self._on_open(state, mail.run(mail.store.folder_of, info.id.number))
+                self.reconcile(state)  # what another program did before the watch was there
+            state.refresh()
+        except BaseException:
+            self.close(state)
+            raise
+        return state
+
+    def _current(self, mail: AccountMail, info: MailboxInfo) -> Mailbox:
+        """The shared state of a mailbox, kept or new, as of now."""
         state: Mailbox | None = self._open.get(info.id) or self._closed.get(info.id)
         if state is not None and not state.gone and state.uidvalidity == info.uidvalidity:
             mail.run_long(mail.store.refreshed, info.id.number)  # another program may have changed the directory since
@@ -692,17 +724,10 @@ class Mailboxes:
             if state is None or state.gone:
                 state = Mailbox(self, mail, info, snapshot)
                 state.mark_stale()
-        self._closed.pop(info.id, None)
-        state.name = info.name
-        self._open[info.id] = state
-        state.sessions += 1
-        if state.sessions == 1 and self._on_open is not None:
-            self._on_open(state, mail.run(mail.store.folder_of, info.id.number))
-            self.reconcile(state)  # what another program did before the watch was there
-        state.refresh()
         return state
 
     def close(self, state: Mailbox) -> None:
+        self.registry.unfollow(state.id)
         state.sessions -= 1
         if state.sessions:
             return

@@ -1,7 +1,8 @@
 """Subscriptions to mailboxes: who wants to hear that one changed.
 
 A session subscribes before it first reads the mailbox, so no change falls between. Publishing never waits and
-carries no data: it sets each subscriber's Event and returns. What changed is asked of the mailbox.
+carries no data: it sets each subscriber's Event and returns. What changed is asked of the mailbox. The other processes
+are told of a mailbox if they follow it.
 
 Imports: values, gevent.event.    RFC 2177 (IDLE), RFC 9051 5.2 (updates).
 """
@@ -31,12 +32,35 @@ class Subscription:
 
 
 class Registry:
-    """The subscriptions of this process. `on_change` hooks hear of every change, `on_publish` ones of our own only."""
+    """The subscriptions of this process. `on_change` hooks hear of every change that this process makes or is told of,
+    `on_publish` ones (called with whether every process shall know) of our own only.
+    """
 
     def __init__(self) -> None:
         self._subscriptions: dict[MailboxId, dict[int, Subscription]] = {}
+        self._followed: dict[MailboxId, int] = {}
         self.on_change: list[Callable[[MailboxId | None], None]] = []
-        self.on_publish: list[Callable[[MailboxId], None]] = []
+        self.on_publish: list[Callable[[MailboxId, bool], None]] = []
+        self.on_follow: list[Callable[[MailboxId, bool], None]] = []
+
+    def follow(self, mailbox: MailboxId) -> None:
+        """Have this process told what others do to the mailbox; before the first look at it. `unfollow` as often."""
+        count = self._followed.get(mailbox, 0)
+        self._followed[mailbox] = count + 1
+        if not count:
+            for hook in self.on_follow:
+                hook(mailbox, True)
+
+    def unfollow(self, mailbox: MailboxId) -> None:
+        self._followed[mailbox] -= 1
+        if not self._followed[mailbox]:
+            del self._followed[mailbox]
+            for hook in self.on_follow:
+                hook(mailbox, False)
+
+    @property
+    def followed(self) -> list[MailboxId]:
+        return list(self._followed)
 
     def subscribe(self, mailbox: MailboxId, event: Event) -> Subscription:
         subscription = Subscription(self, mailbox, event)
@@ -53,17 +77,18 @@ class Registry:
     def watchers(self, mailbox: MailboxId) -> int:
         return len(self._subscriptions.get(mailbox, ()))
 
-    def publish(self, mailbox: MailboxId, *, known: bool = False) -> None:
-        """The mailbox changed, by this process: wake who watches it here, and tell the other processes.
+    def publish(self, mailbox: MailboxId, *, known: bool = False, everyone: bool = False) -> None:
+        """The mailbox changed, by this process: wake who watches it here, and tell the processes that follow it.
 
-        `known`: the mailbox's state here has the change already, so nothing is stale.
+        `known`: the mailbox's state here has the change already, so nothing is stale. `everyone`: it is new or has a
+        new name, so whoever waits for one of that name cannot follow it yet.
         """
         if known:
             self._wake(mailbox)
         else:
             self.changed(mailbox)
         for hook in self.on_publish:
-            hook(mailbox)
+            hook(mailbox, everyone)
 
     def changed(self, mailbox: MailboxId) -> None:
         """The mailbox changed, wherever: wake who watches it in this process."""

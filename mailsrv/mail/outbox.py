@@ -275,13 +275,18 @@ class Showing:
     # -------------------------------------------------------------- what owners do
 
     def _watch(self, shown: Shown, id: str) -> None:
-        self._watched.setdefault(shown.mailbox, {})[id] = shown
+        if shown.mailbox not in self._watched:
+            self._mailboxes.registry.follow(shown.mailbox)
+            self._watched[shown.mailbox] = {}
+        self._watched[shown.mailbox][id] = shown
 
     def _forget(self, mailbox: MailboxId, id: str) -> None:
-        watched = self._watched.get(mailbox, {})
-        watched.pop(id, None)
-        if not watched:
-            self._watched.pop(mailbox, None)
+        watched = self._watched.get(mailbox)
+        if watched is not None:
+            watched.pop(id, None)
+            if not watched:
+                del self._watched[mailbox]
+                self._mailboxes.registry.unfollow(mailbox)
 
     def _mailbox_changed(self, mailbox: MailboxId | None) -> None:
         """Somebody, here or in another process, changed a mailbox: what was removed from an Outbox is to be cancelled.

@@ -137,6 +137,7 @@ class Scheduled:
         self._stir = Event()
         self._stamps: dict[AccountId, Stamp] = {}  # as of the last look, where there is such a mailbox
         self._known: dict[AccountId, dict[Shown, str]] = {}  # the entries of what lay there
+        self._followed: dict[AccountId, MailboxId] = {}
         self._greenlet: gevent.Greenlet | None = None
         queue.hooks.changed.append(self._changed)
         queue.hooks.may_go.append(self._may_go)
@@ -158,7 +159,7 @@ class Scheduled:
 
     # -------------------------------------------------------------- where to look
 
-    def _mailbox_changed(self, mailbox: MailboxId | None) -> None:
+    def _mailbox_changed(self, mailbox: MailboxId | None, everyone: bool = False) -> None:
         if mailbox is None:
             self._all = True
         else:
@@ -214,13 +215,28 @@ class Scheduled:
         if done and time.time() - max(stamp[1:]) / 1e9 > SETTLED_SECONDS:
             self._stamps[account.id] = stamp
 
+    def _follow(self, account: Account, mailbox: MailboxId | None) -> None:
+        """Only that one of the account: a new one, or one with a new name, is told of to everyone."""
+        before = self._followed.get(account.id)
+        if mailbox == before:
+            return
+        if mailbox is not None:
+            self._mailboxes.registry.follow(mailbox)
+            self._followed[account.id] = mailbox
+        if before is not None:
+            self._mailboxes.registry.unfollow(before)
+            if mailbox is None:
+                del self._followed[account.id]
+
     def _bring_together(self, account: Account) -> bool:
         """Each message has an entry, or goes back. False: something could not be done now."""
         mail = self._mailboxes.account(account)
         try:
             info = mail.find(self._rules.mailbox)
         except MailboxNotFound:
+            self._follow(account, None)
             return True
+        self._follow(account, info.id)  # before the look
         snapshot = mail.run(mail.store.snapshot, info.id.number)
         rows = mail.run(mail.store.rows, info.id.number, snapshot.uids)
         found = offload(self._compare, info, snapshot, rows)

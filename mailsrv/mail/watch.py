@@ -188,7 +188,7 @@ class Watch:
             while True:
                 self._looking[mailbox] = False
                 state = self._states.get(mailbox)
-                if state is not None:
+                if state is not None and (mailbox in self._unwatched or self.heard(mailbox)):
                     self._mailboxes.reconcile(state)
                 if not self._looking[mailbox]:
                     return

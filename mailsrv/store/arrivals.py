@@ -104,6 +104,7 @@ class Arrivals(Folders):
                     else:
                         files.write_all(fd, prefix)
                         message.write_to(fd)
+                files.begin_sync(fd)  # the disk works while the message is prepared, and while others are written
                 if arrival.internal_date is not None:
                     os.utime(fd, (arrival.internal_date, arrival.internal_date))
             prepared = self._prepare(prefix + text) if text is not None and len(text) <= PREPARE_BYTES else None
@@ -157,8 +158,6 @@ class Arrivals(Folders):
         for position, arrival in enumerate(arrivals):
             try:
                 staged[position] = self._write(arrival)
-                if len(arrivals) > 1:
-                    files.begin_sync(staged[position].fd)
             except MailError as failure:
                 outcomes[position] = failure
         for position in list(staged):
@@ -285,6 +284,11 @@ class Arrivals(Folders):
                 with self._writing() as index:
                     left = adopt(self, index, self._record(index, number), left)
             full, heard = False, ()
+
+    def agrees(self, number: int, heard: Collection[str]) -> bool:
+        """Whether the index has what came and went under these names: nothing is left to reconcile."""
+        with self._reading() as index:
+            return self._agree(index, self._record_read(index, number), heard)
 
     def _recover(self, index: SqliteIndex, record: MailboxRecord) -> None:
         reconcile(self, index, record, BOOT)

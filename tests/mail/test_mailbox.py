@@ -78,7 +78,7 @@ def test_b01_b03_readers_of_two_processes_agree_with_the_disk(process, account, 
         monkeypatch.setattr("mailsrv.store.sqlite.KEEP_EXPUNGED", 3)  # the journal forgets
     one, two = process(), process()
     for a, b in ((one, two), (two, one)):
-        a.registry.on_publish.append(b.registry.changed)  # as the bus does
+        a.registry.on_publish.append(lambda mailbox, _, b=b: b.registry.changed(mailbox))  # as the bus does
     open_at = {id(p): p.open(account, "INBOX") for p in (one, two)}
     readers = [Reader(open_at[id(p)]) for p in (one, two) for _ in range(3)]
     for _ in range(120):
@@ -208,6 +208,39 @@ def test_f04_b05_publish_reaches_all_subscribers_and_nobody_else():
     assert registry._subscriptions == {}, "nothing is kept of those who left"
 
 
+def test_f04_a_mailbox_is_followed_while_it_is_open(process, account, monkeypatch):
+    """From before the first look at it, and for as long as anybody has it open."""
+    mailboxes = process()
+    mail = mailboxes.account(account)
+    followed = []
+    for name in ("refreshed", "snapshot"):
+        real = getattr(mail.store, name)
+        monkeypatch.setattr(
+            mail.store, name,
+            lambda *args, real=real: (followed.append(mailboxes.registry.followed), real(*args))[1],
+        )  # fmt: skip
+    one, two = mailboxes.open(account, "INBOX"), mailboxes.open(account, "INBOX")
+    one.close()
+    assert followed == [[two.id]] * 2 and mailboxes.registry.followed == [two.id]
+    two.close()
+    assert mailboxes.registry.followed == []
+    monkeypatch.setattr(mail.store, "refreshed", lambda number: (_ for _ in ()).throw(TemporaryFailure("no disk")))
+    with pytest.raises(TemporaryFailure):
+        mailboxes.open(account, "INBOX")
+    assert mailboxes.registry.followed == []
+
+
+def test_f04_everyone_is_told_of_a_mailbox_that_is_new_or_has_a_new_name(process, account):
+    mailboxes = process()
+    told = []
+    mailboxes.registry.on_publish.append(lambda mailbox, everyone: told.append((mailbox, everyone)))
+    mail = mailboxes.account(account)
+    id = mail.create("Scheduled").id
+    mail.rename("Scheduled", "Later")
+    deliver(mailboxes, account, "Later")
+    assert told[:2] == [(id, True)] * 2 and set(told[2:]) == {(id, False)}
+
+
 def test_f04_a_thousand_watchers_share_one_answer(process, account):
     one = process()
     mailbox = one.open(account, "INBOX")
@@ -236,7 +269,7 @@ def test_closed_mailboxes_are_kept_within_bounds(process, account, monkeypatch):
 
 def test_a_mailbox_deleted_by_another_process_is_gone(process, account):
     one, two = process(), process()
-    two.registry.on_publish.append(one.registry.changed)
+    two.registry.on_publish.append(lambda mailbox, _: one.registry.changed(mailbox))
     mailbox = one.open(account, "Trash")
     two.account(account).delete("Trash")
     mailbox.refresh()

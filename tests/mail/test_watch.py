@@ -188,6 +188,28 @@ def test_more_names_than_are_kept_have_the_whole_mailbox_compared(start, account
     state.close()
 
 
+def test_what_another_worker_did_is_settled_by_the_look_for_it(start, account, monkeypatch):
+    """Its change is heard as another program's; who reads it from the index compares the names in the same task."""
+    watch = Watch()
+    mailboxes, worker = start(watch), start(Watch())
+    state = mailboxes.open(account, "INBOX")
+    monkeypatch.setattr(Watch, "_is_ours", staticmethod(lambda mask, name: False))
+    with monkeypatch.context() as patch:
+        patch.setattr(mailboxes, "reconcile", lambda state: pytest.fail("looked at once more"))
+        deliver(worker, account, "one")
+        assert watch.heard(state.id)
+        mailboxes.registry.changed(state.id)
+        assert count(state) == 1 and not watch.heard(state.id)
+        until(lambda: not watch._looking)
+    deliver(worker, account, "two")
+    drop(account, "three")
+    mailboxes.registry.changed(state.id)
+    state.refresh()
+    assert any("three" in name for name in watch.heard(state.id)), "the index does not have it"
+    until(lambda: count(state) == 3 and not watch.heard(state.id))
+    state.close()
+
+
 @pytest.mark.parametrize("opened_again", [False, True])
 def test_b14_what_was_heard_of_a_mailbox_that_is_closed_is_looked_at(start, account, monkeypatch, opened_again):
     """The last change of ours before it is closed may have hidden another program's."""
