@@ -46,6 +46,11 @@ class FileName(NamedTuple):
 
 def parse(name: str) -> FileName:
     base, _, info = name.partition(":")
+    return FileName(base, *_parse_info(info))
+
+
+@lru_cache(1024)  # a few come again and again
+def _parse_info(info: str) -> tuple[int, int, str]:
     flags = keywords = 0
     letters = ""
     if info.startswith("2,"):
@@ -56,7 +61,7 @@ def parse(name: str) -> FileName:
                 keywords |= 1 << (ord(letter) - 97)
             elif "A" <= letter <= "Z":
                 letters += letter
-    return FileName(base, flags, keywords, letters)
+    return flags, keywords, letters
 
 
 def keyword_letters(keywords: int) -> str:

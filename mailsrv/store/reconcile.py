@@ -85,6 +85,8 @@ class _Comparison:
     ) -> None:
         self.store, self.index, self.record, self.folder = store, index, record, folder
         self.first_unknown = first_unknown
+        self.known_keywords = (1 << len(record.keywords)) - 1
+        self.now = int(store._clock())
         self.modseq = 0
         self.left: dict[str, tuple[bool, str]] = {}
 
@@ -131,13 +133,12 @@ class _Comparison:
 
     def _flag_changes(self, known: dict[str, MessageRecord], on_disk: dict[str, tuple[bool, str]]) -> None:
         changes = []
-        limit = (1 << len(self.record.keywords)) - 1
         for base, (in_new, name) in on_disk.items():
             message = known.get(base)
             if message is None:
                 continue
             parsed = names.parse(name)
-            keywords = parsed.keywords & limit
+            keywords = parsed.keywords & self.known_keywords
             same_flags = parsed.flags == message.flags and keywords == message.keywords
             if same_flags and bool(message.in_new) == in_new and parsed.letters == message.letters:
                 continue
@@ -154,12 +155,12 @@ class _Comparison:
         for base in new:
             tag = names.tag(base)
             uid = tag[1] if tag and tag[0] == uidvalidity and names.is_text(base) else 0
-            known_before = uid in taken or uid in ours or self.index.was_expunged(number, uid)
-            if uid >= self.first_unknown and not known_before:
+            free = uid >= self.first_unknown and uid not in taken and uid not in ours
+            if free and not self.index.was_expunged(number, uid):
                 ours[uid] = base
             else:
                 foreign.append(base)
-        records = [self._describe(base, uid, on_disk[base]) for uid, base in sorted(ours.items())]
+        records = [self._described(base, uid, on_disk[base]) for uid, base in sorted(ours.items())]
         if ours:
             self.record.uidnext = max(self.record.uidnext, max(ours) + 1)
             if self.record.uidnext > self.record.uid_mark:
@@ -190,21 +191,23 @@ class _Comparison:
     def _tagged(self, base: str, uid: int, place: tuple[bool, str]) -> MessageRecord | None:
         """Rename a foreign file so that it carries its UID, and its sizes where they cost a look to find out."""
         in_new, name = place
-        directory = f"{self.folder}/{'new' if in_new else 'cur'}"
+        path = f"{self.folder}/{'new' if in_new else 'cur'}/{name}"
         try:
-            stored = os.stat(f"{directory}/{name}", follow_symlinks=False).st_size
-            sent, bare_lf = _size_as_sent(f"{directory}/{name}", base, stored)
-            tagged = names.with_tag(base, self.record.uidvalidity, uid, stored, sent if bare_lf else None)
-            renamed = tagged + name[len(base) :]
-            files.rename_noreplace(f"{directory}/{name}", f"{directory}/{renamed}")
+            status = os.stat(path, follow_symlinks=False)
+            sent, bare_lf = _size_as_sent(path, base, status.st_size)
+            tagged = names.with_tag(
+                base, self.record.uidvalidity, uid, status.st_size, sent if bare_lf else None
+            )  # fmt: skip
+            files.rename_noreplace(path, f"{path[: -len(name)]}{tagged}{name[len(base) :]}")
         except FileNotFoundError:
             return None  # gone again already
         except OSError as failure:
-            log.warning("message not adopted", path=f"{directory}/{name}", error=str(failure))
+            log.warning("message not adopted", path=path, error=str(failure))
             return None
-        return self._describe(tagged, uid, (in_new, renamed))
+        return self._record_of(tagged, uid, in_new, name, status, sent, bare_lf)
 
-    def _describe(self, base: str, uid: int, place: tuple[bool, str]) -> MessageRecord | None:
+    def _described(self, base: str, uid: int, place: tuple[bool, str]) -> MessageRecord | None:
+        """A file that carries its UID already."""
         in_new, name = place
         path = f"{self.folder}/{'new' if in_new else 'cur'}/{name}"
         try:
@@ -213,12 +216,15 @@ class _Comparison:
         except OSError as failure:
             log.warning("message not readable", path=path, error=str(failure))
             return None
-        parsed = names.parse(name)
-        keywords = parsed.keywords & ((1 << len(self.record.keywords)) - 1)
-        now = int(self.store._clock())
+        return self._record_of(base, uid, in_new, name, status, size, bare_lf)
+
+    def _record_of(
+        self, base: str, uid: int, in_new: bool, name: str, status: os.stat_result, size: int, bare_lf: bool
+    ) -> MessageRecord:
+        _, flags, keywords, letters = names.parse(name)
         return MessageRecord(
-            uid, base, int(in_new), parsed.flags, keywords, parsed.letters, self._modseq(), size,
-            int(status.st_mtime), now, int(bare_lf),
+            uid, base, int(in_new), flags, keywords & self.known_keywords, letters, self._modseq(), size,
+            int(status.st_mtime), self.now, int(bare_lf),
         )  # fmt: skip
 
     def _count(self, message: MessageRecord, sign: int) -> None:

@@ -45,6 +45,18 @@ def test_b14_dropped_files_come_in_order_of_arrival(store):
     assert words(store) == {1: "1700000001", 2: "1700000005", 3: "1700000009"}
 
 
+def test_taking_in_many_files_looks_at_each_once_and_asks_the_index_seldom(store, monkeypatch):
+    for count in range(300):
+        drop(store, f"{1700000000 + count}.P1.elsewhere,S={len(text())},W={len(text())}", text())
+    looked, asked, stat = [], [], os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **options: (looked.append(str(path)), stat(path, **options))[1])
+    with store._reading() as index:
+        index._db.set_trace_callback(asked.append)
+    assert len(store.snapshot(INBOX).uids) == 300
+    assert sum(".P1.elsewhere" in path for path in looked) == 300
+    assert sum(statement.startswith("SELECT") for statement in asked) < 50
+
+
 def test_r35_line_ends_of_both_kinds_are_sent_as_crlf(store):
     drop(store, "1700000000.P1.elsewhere", b"Subject: x\r\nTo: y\n\r\none\ntwo\r\n")
     store.snapshot(INBOX)
