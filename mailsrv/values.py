@@ -85,7 +85,8 @@ class Row(NamedTuple):
 class Prepared(NamedTuple):
     """What clients ask of every message of a list, made once from the message text and kept in the index.
 
-    `envelope` and `bodystructure` are IMAP wire text, parentheses included. `fields` holds the raw lines (folding kept,
+    `envelope` and `bodystructure` are IMAP wire text, parentheses included; `bodystructure` is empty where nobody asked
+    for it yet. `fields` holds the raw lines (folding kept,
     CRLF) of the commonly asked header fields, in their order. `subject` … `bcc` are decoded and case-folded, for
     SEARCH.
     `sent_day` is the day number (`date.toordinal()`) of the Date field as written, zone ignored; 0 without one.

@@ -443,19 +443,26 @@ class AccountStore(Arrivals):
     ) -> list[tuple[Any, ...]]:
         """(uid, size, internal date, *parts of Prepared), ascending; what was not prepared yet is, and kept. `alone`:
         size and date may be left out as 0, which halves the time.
+
+        Structures are made when they are asked for: who lists a mailbox that another program filled waits half as long.
         """
+        structure = "bodystructure" in parts
+        # A row that is not there has none of the parts, one that was made without structure an empty one.
+        at = 3 + parts.index("bodystructure" if structure else parts[0])
         with self._reading() as index:
-            if alone and len(found := index.prepared_alone(number, uids, parts)) == len(uids):
-                return found
+            if alone:
+                found = index.prepared_alone(number, uids, parts)
+                if len(found) == len(uids) and not (structure and any(not row[at] for row in found)):
+                    return found
             found = index.prepared(number, uids, parts)
-        missing = [row[0] for row in found if row[3] is None]
+        missing = [row[0] for row in found if row[at] is None or (structure and not row[at])]
         if not missing:
             return found
-        made: dict[int, tuple[Any, ...]] = {}
+        made: dict[int, tuple[Any, ...] | None] = dict.fromkeys(missing)
         picked = [Prepared._fields.index(part) for part in parts]
         while missing:
             texts = self.read_many(number, missing, 4 * files.COPY_BYTES)
-            batch = [(uid, self._prepare(text)) for uid, text in texts]
+            batch = [(uid, self._prepare(text, structure=structure)) for uid, text in texts]
             if not batch:
                 break
             with self._writing() as index:
@@ -464,11 +471,12 @@ class AccountStore(Arrivals):
             made.update((uid, tuple(prepared[position] for position in picked)) for uid, prepared in batch)
             last = batch[-1][0]
             missing = [uid for uid in missing if uid > last]
-        return [
-            row if row[3] is not None else (*row[:3], *made[row[0]])
-            for row in found
-            if row[3] is not None or row[0] in made
-        ]
+        rows = []
+        for row in found:
+            parts_made = made.get(row[0], row[3:])
+            if parts_made is not None:  # else its text is gone
+                rows.append((*row[:3], *parts_made))
+        return rows
 
     def search_text(self, number: int, uids: Sequence[int], column: str, needle: str) -> list[int]:
         """UIDs whose prepared text contains the case-folded needle; everything searched is prepared first."""
@@ -487,7 +495,9 @@ class AccountStore(Arrivals):
     def message_id_of(self, message: Incoming) -> str:
         """The Message-ID of a message on its way in; "" if it has none or is large."""
         text = message.text()
-        return self._prepare(text).message_id if text is not None and len(text) <= PREPARE_BYTES else ""
+        if text is None or len(text) > PREPARE_BYTES:
+            return ""
+        return self._prepare(text, structure=False).message_id
 
     # -------------------------------------------------------------- care
 

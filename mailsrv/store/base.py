@@ -17,7 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from gevent.monkey import get_original
 
@@ -28,7 +28,11 @@ from mailsrv.store.index import IndexDamaged, IndexFailed, MailboxRecord
 from mailsrv.store.sqlite import SqliteIndex
 from mailsrv.values import AccountId, MailboxId, MailboxInfo, Prepared
 
-Prepare = Callable[[bytes], Prepared]
+
+class Prepare(Protocol):
+    def __call__(self, raw: bytes, /, *, structure: bool = True) -> Prepared:
+        """What the index keeps of a message; without `structure` its `bodystructure` is empty."""
+
 
 DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
     ("Drafts", "\\Drafts"),

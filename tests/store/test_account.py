@@ -9,8 +9,9 @@ import pytest
 
 from mailsrv.errors import KeywordRefused, MailboxNotFound, MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
 from mailsrv.store import sqlite
-from mailsrv.store.account import Arrival, Incoming
-from mailsrv.values import DELETED, DRAFT, FLAGGED, SEEN, FlagOp, Prepared
+from mailsrv.store.account import AccountStore, Arrival, Incoming
+from mailsrv.values import DELETED, DRAFT, FLAGGED, SEEN, AccountId, FlagOp, Prepared
+from mailsrv.wire import mime
 
 from .conftest import INBOX, account, add, flags, incoming, number, on_disk, text, words
 
@@ -299,6 +300,29 @@ def test_prepared_columns_are_made_once_and_asked_by_name(store):
     assert len(store.prepared(INBOX, [1])[0]) == 3 + len(Prepared._fields)
     assert store.find_message_id(INBOX, "<big@example.org>") == 2
     assert store.search_text(INBOX, [1, 2], "subject", "bi") == [2]
+
+
+def test_structures_are_made_when_they_are_asked_for(tmp_path):
+    made = []
+
+    def prepare(raw, *, structure=True):
+        made.append(structure)
+        return mime.prepare(raw, structure=structure)
+
+    store = AccountStore(AccountId(7), str(tmp_path / "ann"), prepare=prepare, host="mx.example.com")
+    for _ in range(3):
+        store.append(INBOX, Arrival(incoming(store, b"Subject: big\r\n\r\n" + b"x" * 300_000)))
+    assert made == [], "large messages are prepared when they are first asked for"
+    envelopes = store.prepared(INBOX, [1, 2, 3], ("envelope",))
+    assert made == [False] * 3
+    assert [row[0] for row in store.prepared(INBOX, [2], ("bodystructure",), alone=True)] == [2]
+    rows = store.prepared(INBOX, [1, 2, 3], ("fields", "bodystructure"), alone=True)
+    assert made == [False] * 3 + [True] * 3
+    assert {row[4][:16] for row in rows} == {b'("TEXT" "PLAIN" '}
+    assert store.prepared(INBOX, [1, 2, 3], ("envelope",)) == envelopes
+    assert store.prepared(INBOX, [1, 2, 3], ("bodystructure", "fields")) == [(*row[:3], row[4], row[3]) for row in rows]
+    assert len(made) == 6
+    store.close()
 
 
 def test_no_such_mailbox(store):

@@ -199,6 +199,7 @@ def test_s28_any_bytes_are_prepared_and_searched(raw: bytes) -> None:
     root = mime.parse(raw)
     assert prepared.envelope == mime.envelope(raw[: root.body_start])
     assert prepared.bodystructure == mime.bodystructure(root, raw)
+    assert mime.prepare(raw, structure=False) == prepared._replace(bodystructure=b"")
     text = mime.search_text(raw)
     assert text.endswith(mime.search_body(raw))
     assert text.casefold() == mime.fold(text)
