@@ -16,10 +16,12 @@ from mailsrv import log
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import Mailboxes
-from mailsrv.store.base import rest_indexes
+from mailsrv.store.base import indexes_to_rest, rest_indexes
 from mailsrv.store.files import offload
 
-ROUND_SECONDS = 60.0
+ROUND_SECONDS = 0.5
+TRIM_SECONDS = 60.0
+TRIM_AFTER = 8  # indexes closed; some 300 KB each
 FIRST_SWEEP_SECONDS, SWEEP_SECONDS = 600, 24 * 3600
 PAUSE_SECONDS = 0.1  # between two accounts
 
@@ -40,13 +42,18 @@ class Upkeep:
 
     def _run(self) -> None:
         sweep_at = time.monotonic() + FIRST_SWEEP_SECONDS
+        trim_at = time.monotonic() + TRIM_SECONDS
+        closed = 0
         while True:
+            gevent.sleep(ROUND_SECONDS)
+            if indexes_to_rest():
+                closed += offload(rest_indexes)
+            elif closed >= TRIM_AFTER or time.monotonic() > trim_at:  # not while a burst goes on
+                offload(trim)
+                trim_at, closed = time.monotonic() + TRIM_SECONDS, 0
             if self._sweeps and time.monotonic() > sweep_at:
                 sweep_at = time.monotonic() + SWEEP_SECONDS
                 self.sweep()
-            gevent.sleep(ROUND_SECONDS)
-            offload(rest_indexes, ROUND_SECONDS)
-            offload(_trim)
 
     def sweep(self) -> int:
         """Remove what deliveries that were cut off left in tmp/ (Maildir: after 36 hours); how many files went."""
@@ -64,7 +71,7 @@ class Upkeep:
         return removed
 
 
-def _trim() -> None:
+def trim() -> None:
     """Have the C library return what it holds free, where it has a way to ask. malloc_trim(3)."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
 """What every operation on one account stands on: its paths, its lock, its index connection, its mailbox records.
 
 Two locks order everything: a native mutex per account (threads of this process), and `flock` on `<home>/lock` around
-what writes (all processes). Index connections are few: the least recently used account closes its own, and opens it
-again when it is next asked. A damaged or deleted index is made anew; every mailbox then compares itself with its
+what writes (all processes). Index connections are few: an account that nobody asks closes its own, and opens it again
+when it is next asked. A damaged or deleted index is made anew; every mailbox then compares itself with its
 directory.
 
 Imports: store.*, log, errors, values.
@@ -41,7 +41,11 @@ DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
     ("Trash", "\\Trash"),
     ("Archive", "\\Archive"),
 )
-MOST_OPEN_INDEXES = 16
+# Index connections: how many stay open, and how many there are at most until `rest_indexes` has closed the others. To
+# close one that wrote takes two syncs, which whoever waits for a delivery should not wait for.
+KEPT_INDEXES, MOST_OPEN_INDEXES = 16, 64
+QUIET_SECONDS = 0.5  # that nobody uses an index before it is closed
+RETURN_SECONDS = 60.0  # the same where the account was used again within that time
 _INTENT = struct.Struct("!II")  # in the lock file: mailbox number, its UIDNEXT once the work in hand is committed
 SUBDIRECTORIES = ("cur", "new", "tmp")
 
@@ -85,21 +89,31 @@ class _OpenIndexes:
         with self._lock:
             self._stores.pop(id(store), None)
 
-    def rest(self, seconds: float) -> None:
-        since = _monotonic() - seconds
+    def unused(self) -> list[StoreBase]:
+        """Whose connection can be closed: nobody used it lately, or there are too many."""
+        now = _monotonic()
         with self._lock:
-            unused = [store for store in self._stores.values() if store.used_at < since]
-        for store in unused:
-            if store.close_if_free():
-                self.closed(store)
+            stores = list(self._stores.values())
+        surplus = len(stores) - KEPT_INDEXES
+        return [store for place, store in enumerate(stores) if place < surplus or store.used_at + store.patience < now]
 
 
 _open_indexes = _OpenIndexes()
 
 
-def rest_indexes(seconds: float) -> None:
-    """Close the index connections of this process that nobody used for so long; they open again when asked."""
-    _open_indexes.rest(seconds)
+def indexes_to_rest() -> bool:
+    """Whether `rest_indexes` has something to do. Does not wait."""
+    return bool(_open_indexes.unused())
+
+
+def rest_indexes() -> int:
+    """Close the index connections of this process that nobody uses, and say how many; they open again when asked."""
+    closed = 0
+    for store in _open_indexes.unused():
+        if store.close_if_free():
+            _open_indexes.closed(store)
+            closed += 1
+    return closed
 
 
 class StoreBase:
@@ -122,7 +136,8 @@ class StoreBase:
         self._host = names.safe_host(host)
         self._mutex = files.native_lock()
         self._lock_fd = -1
-        self.used_at = 0.0
+        self.used_at = -RETURN_SECONDS
+        self.patience = QUIET_SECONDS  # how long the index connection stays open unused
         self._index: SqliteIndex | None = None
         self._pid = os.getpid()
         self.found: set[int] = set()  # mailboxes in which other programs' changes were committed: to be announced
@@ -216,6 +231,8 @@ class StoreBase:
         return self._index
 
     def _open(self) -> None:
+        # One who comes once does not come again soon; one who came again does.
+        self.patience = RETURN_SECONDS if _monotonic() - self.used_at < RETURN_SECONDS else QUIET_SECONDS
         if self._lock_fd < 0:
             if not os.path.exists(f"{self.maildir}/{metadata.ACCOUNT_FILE}"):
                 self._make_home()
