@@ -39,6 +39,7 @@ from mailsrv.mail.notify import Registry
 from mailsrv.mail.passwords import Passwords
 from mailsrv.mail.srs import Rewriter
 from mailsrv.mail.throttle import Throttle
+from mailsrv.mail.tickets import Tickets
 from mailsrv.mail.upkeep import Upkeep
 from mailsrv.mail.watch import Watch
 from mailsrv.net import listener, tls
@@ -113,7 +114,8 @@ def give_memory_back() -> None:
 
 class Server:
     """The process `name`, with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names
-    in PARTS. `beat` is called while the event loop turns. `tally`: connections, counted with the other workers.
+    in PARTS. `beat` is called while the event loop turns. `tally`: connections, counted with the other workers;
+    `tickets`: passwords that any of them verified.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Server:
         parts: Sequence[str] = (),
         beat: Callable[[], None] = lambda: None,
         tally: Tally | None = None,
+        tickets: Tickets | None = None,
     ) -> None:
         self.config = config
         self._beat = beat
@@ -142,7 +145,7 @@ class Server:
         self.tally = tally if tally is not None else Tally(Shared())
         self.throttle = Throttle(config.throttle_path, throttle_limits(config), self.tally.secret)
         self.logins = Logins(audit.Trail(audit.directory_of(config), audit.LOGINS, config["audit.days"]).append)
-        self.passwords = Passwords(self.accounts, self.throttle, self.logins)
+        self.passwords = Passwords(self.accounts, self.throttle, self.logins, tickets)
         self.registry = Registry()
         self.watch = Watch()
         self.mailboxes = Mailboxes(

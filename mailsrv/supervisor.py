@@ -32,6 +32,7 @@ from mailsrv.handover import Inheritance, Successor
 from mailsrv.heartbeat import Heartbeats
 from mailsrv.mail import private_key
 from mailsrv.mail.dkim import Keys
+from mailsrv.mail.tickets import Tickets
 from mailsrv.net.tally import Shared, Tally
 from mailsrv.net.tls import ServerContext
 from mailsrv.pidfile import PidFile, refuse_second
@@ -230,14 +231,15 @@ class Child:
 
 def _children(workers: int, bound: list[Bound], context: ServerContext | None) -> Iterator[Child]:
     """The workers, and one child for each part."""
-    shared = Shared(workers)
+    shared, tickets = Shared(workers), Tickets()
     for number in range(workers):
 
         def work(config: Config, beat: Callable[[], None], restarts: int, number: int = number) -> None:
             name, tally = f"worker-{number}", Tally(shared, number)
             Server(
-                config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat, tally=tally
-            ).run()
+                config, bound, context, name=name, restarts=restarts, leads=number == 0, beat=beat, tally=tally,
+                tickets=tickets,
+            ).run()  # fmt: skip
 
         yield Child(f"worker-{number}", work, serves=True)
     for part in PARTS:

@@ -2,10 +2,10 @@
 
 Nothing expensive happens on the hub: argon2 and bcrypt release the interpreter and run in the thread pool, two at a
 time; schemes computed in Python run in a short-lived helper process. A verified password is remembered for some
-minutes under a key of this process alone. A name that does not exist, or may not log in, costs the same argon2 run
+minutes, by all workers. A name that does not exist, or may not log in, costs the same argon2 run
 and gets the same answer. How often somebody may fail is `mail.throttle`'s to say.
 
-Imports: mail.{accounts,logins,throttle}, store.files (the pool), libraries, log, errors, values.
+Imports: mail.{accounts,logins,throttle,tickets}, store.files (the pool), libraries, log, errors, values.
 RFC 9106 (argon2), OWASP password storage.
 """
 
@@ -18,8 +18,6 @@ import os
 import select
 import signal
 import sys
-import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,14 +30,13 @@ from mailsrv.libraries import load
 from mailsrv.mail.accounts import Accounts, User
 from mailsrv.mail.logins import Logins
 from mailsrv.mail.throttle import Throttle
+from mailsrv.mail.tickets import Tickets
 from mailsrv.store.files import offload
 from mailsrv.values import Account
 
 SHORTEST, LONGEST = 8, 128
 LONGEST_NAME = 320
 MEMORY_KIB, PASSES, LANES = 19 * 1024, 2, 1  # OWASP's floor for argon2id; 25 ms on one core
-REMEMBERED_SECONDS = 300
-MOST_REMEMBERED = 10_000
 AT_ONCE = 2
 HELPER_SECONDS = 20
 LONGEST_QUESTION = 32 * 1024  # a pipe takes it without waiting
@@ -212,12 +209,16 @@ class Caller:
 
 
 class Passwords:
-    """Authentication for the sessions of one process. `throttle` has failures wait, `logins` keeps a record."""
+    """Authentication for the sessions of one process. `throttle` has failures wait, `logins` keeps a record, `tickets`
+    are those of all workers.
+    """
 
-    def __init__(self, accounts: Accounts, throttle: Throttle | None = None, logins: Logins | None = None) -> None:
+    def __init__(
+        self, accounts: Accounts, throttle: Throttle | None = None, logins: Logins | None = None,
+        tickets: Tickets | None = None,
+    ) -> None:  # fmt: skip
         self._accounts, self._throttle, self._logins = accounts, throttle, logins
-        self._key = os.urandom(32)
-        self._remembered: OrderedDict[bytes, float] = OrderedDict()
+        self._tickets = tickets if tickets is not None else Tickets()
         self._at_once = BoundedSemaphore(AT_ONCE)
         self._dummy: str | None = None
         self.verifications = 0
@@ -250,11 +251,11 @@ class Passwords:
             self._verify_nobody(password[:LONGEST], check)
             raise AuthenticationFailed("Wrong user name or password")
         ticket = self._ticket(user, password)
-        if self._is_remembered(ticket):
+        if ticket in self._tickets:
             return user.account
         if not self._verified(password, user.hash, check):
             raise AuthenticationFailed("Wrong user name or password")
-        self._remember(ticket)
+        self._tickets.add(ticket)
         if not user.hash.startswith(CURRENT):
             self._upgrade(user, password)
         return user.account
@@ -293,22 +294,7 @@ class Passwords:
             offload(verify, password, self._dummy)
 
     def _ticket(self, user: User, password: str) -> bytes:
-        text = f"{user.account.id}\0{user.hash}\0{password}"
-        return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key, digest_size=32).digest()
-
-    def _is_remembered(self, ticket: bytes) -> bool:
-        until = self._remembered.get(ticket)
-        if until is None:
-            return False
-        if until < time.monotonic():
-            del self._remembered[ticket]
-            return False
-        return True
-
-    def _remember(self, ticket: bytes) -> None:
-        self._remembered[ticket] = time.monotonic() + REMEMBERED_SECONDS
-        while len(self._remembered) > MOST_REMEMBERED:
-            self._remembered.popitem(last=False)
+        return self._tickets.make(str(user.account.id), user.hash, password)
 
     def _upgrade(self, user: User, password: str) -> None:
         """Keep the password in today's scheme from now on. Failing to is no reason to refuse the login."""
@@ -316,7 +302,7 @@ class Passwords:
             with self._at_once:
                 made = offload(hash_password, password)
                 offload(self._accounts.set_password_hash, str(user.account.address), made)
-            self._remember(self._ticket(User(user.account, made, True), password))
+            self._tickets.add(self._ticket(User(user.account, made, True), password))
             log.info("password scheme upgraded", user=str(user.account.address))
         except MailError as failure:
             log.warning("password scheme not upgraded", user=str(user.account.address), error=str(failure))

@@ -1,15 +1,17 @@
 """Passwords: the schemes of other servers, equal cost for every wrong answer, what is remembered and for how long."""
 
 import hashlib
+import os
 
 import bcrypt
 import gevent
 import pytest
 
 from mailsrv.errors import AddressInvalid, AuthenticationFailed
-from mailsrv.mail import passwords
+from mailsrv.mail import tickets
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.passwords import CURRENT, Passwords, check_strength, hash_password, is_known_scheme, verify
+from mailsrv.mail.tickets import BUCKETS, WAYS, Tickets
 
 SHA512 = "qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/"
 # Known answers: the crypt forms are what `openssl passwd -salt saltsalt` prints, digests what `sha1sum` does.
@@ -128,13 +130,13 @@ def test_f12_success_is_remembered_until_anything_changes(accounts, password_has
     accounts.add_user("ann@example.com", password_hash)
     who = Passwords(accounts)
     now = [1000.0]
-    monkeypatch.setattr(passwords.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tickets.time, "monotonic", lambda: now[0])
     for _ in range(3):
         assert str(who.authenticate("ann@example.com", "correct horse").address) == "ann@example.com"
     assert who.verifications == 1
     with pytest.raises(AuthenticationFailed):
         who.authenticate("ann@example.com", "correct horsf")
-    now[0] += passwords.REMEMBERED_SECONDS + 1
+    now[0] += tickets.SECONDS + 1
     who.authenticate("ann@example.com", "correct horse")
     assert who.verifications == 3
     accounts.set_enabled("ann@example.com", False)
@@ -151,6 +153,49 @@ def test_f12_nothing_remembered_is_a_password(accounts, password_hash):
     who = Passwords(accounts)
     who.authenticate("ann@example.com", "correct horse")
     assert "correct horse" not in repr(vars(who))
+
+
+def test_f12_what_one_worker_verified_the_others_need_not(accounts, password_hash):
+    accounts.add_user("ann@example.com", password_hash)
+    shared = Tickets()
+    one, two = Passwords(accounts, tickets=shared), Passwords(accounts, tickets=shared)
+    one.authenticate("ann@example.com", "correct horse")
+    two.authenticate("ann@example.com", "correct horse")
+    assert (one.verifications, two.verifications) == (1, 0)
+    with pytest.raises(AuthenticationFailed):
+        two.authenticate("ann@example.com", "correct horsf")
+    Passwords(accounts).authenticate("ann@example.com", "correct horse")
+
+
+def test_f12_tickets_are_seen_by_processes_that_were_forked():
+    shared = Tickets()
+    ticket = shared.make("7", "hash", "password")
+    child = os.fork()
+    if not child:
+        shared.add(ticket)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ticket in shared and shared.make("7", "hash", "passwore") not in shared
+    assert ticket not in Tickets() and Tickets().make("7", "hash", "password") != ticket
+    assert b"password" not in bytes(shared._memory)
+
+
+def test_f12_a_full_bucket_forgets_its_oldest_ticket(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(tickets.time, "monotonic", lambda: now[0])
+    shared = Tickets()
+    bucket = (5 * BUCKETS + 3).to_bytes(4, "little")
+    many = [bucket + bytes([number]) * 28 for number in range(WAYS + 1)]
+    for ticket in many:
+        now[0] += 1
+        shared.add(ticket)
+        shared.add(ticket)
+    assert [ticket in shared for ticket in many] == [False, *[True] * WAYS]
+    start = shared._start(bucket)
+    shared._memory[start + 20 : start + 24] = b"torn"
+    assert sum(ticket in shared for ticket in many) == WAYS - 1
+    now[0] += tickets.SECONDS
+    assert not any(ticket in shared for ticket in many)
 
 
 def test_f12_old_schemes_are_replaced_at_login(accounts, events):
