@@ -566,25 +566,23 @@ class _Renamer:
 
     def chase(self, message: MessageRecord, act: Callable[[str], None]) -> str | None:
         """Do something to the file, though another program may rename it meanwhile: its path, or None if it is gone."""
+        path: str | None = self._direct(message)
         for attempt in range(MOST_CHASES):
-            path = self._path(message, again=attempt > 0)
             if path is None:
                 return None
             try:
                 act(path)
-                return path
             except FileNotFoundError:
+                path = self._listed(message.base, again=attempt > 0)
                 continue
+            self._opens["direct"] += not attempt
+            return path
         raise TemporaryFailure("A message is renamed by another program all the time")
 
-    def _path(self, message: MessageRecord, *, again: bool) -> str | None:
+    def _direct(self, message: MessageRecord) -> str:
         in_new = bool(message.in_new)
         direct = names.path_of(message.base, message.flags, message.keywords, message.letters, in_new)
-        path = f"{self._folder}/{direct}"
-        if os.path.lexists(path):
-            self._opens["direct"] += 1
-            return path
-        return self._listed(message.base, again=again)
+        return f"{self._folder}/{direct}"
 
     def _listed(self, base: str, *, again: bool = False) -> str | None:
         if self._listing is None or again:
@@ -604,7 +602,7 @@ class _Renamer:
         """
         in_new = bool(message.in_new)
         flags, keywords, letters = message.flags, message.keywords, message.letters
-        source = f"{self._folder}/{names.path_of(message.base, flags, keywords, letters, in_new)}"
+        source = self._direct(message)
         self.touched.add(f"{self._folder}/cur")
         if in_new:
             self.touched.add(f"{self._folder}/new")

@@ -302,6 +302,20 @@ def test_prepared_columns_are_made_once_and_asked_by_name(store):
     assert store.search_text(INBOX, [1, 2], "subject", "bi") == [2]
 
 
+def test_many_messages_are_copied_and_removed_without_a_look_at_each(store, monkeypatch):
+    for count in range(40):
+        add(store, word=str(count))
+    uids = list(store.snapshot(INBOX).uids)
+    store.store_flags(INBOX, uids, FlagOp.ADD, DELETED, ())
+    looked, lstat, stat = [], os.lstat, os.stat
+    monkeypatch.setattr(os, "lstat", lambda path, **options: (looked.append(path), lstat(path, **options))[1])
+    monkeypatch.setattr(os, "stat", lambda path, **options: (looked.append(path), stat(path, **options))[1])
+    assert len(store.copy(INBOX, uids, number(store, "Archive")).target_uids) == 40
+    assert store.expunge(INBOX) == uids
+    assert len(looked) < 40
+    assert len(words(store, number(store, "Archive"))) == 40
+
+
 def test_structures_are_made_when_they_are_asked_for(tmp_path):
     made = []
 
