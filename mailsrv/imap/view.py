@@ -183,7 +183,8 @@ class View:
 
     def _expunge_lines(self) -> list[bytes]:
         """One EXPUNGE each, in ascending order, each number counting those before it as gone (R3)."""
-        positions = sorted(bisect_left(self.uids, uid, 0, self.count) for uid in self.pending)
+        uids, count = self.uids, self.count
+        positions = [bisect_left(uids, uid, 0, count) for uid in sorted(self.pending)]
         lines = [b"* %d EXPUNGE\r\n" % (position + 1 - gone) for gone, position in enumerate(positions)]
         remaining: array[int] = array("I")
         start = 0

@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from gevent.event import Event
@@ -215,27 +216,32 @@ class Mailbox:
 
     def _apply(self, delta: Delta) -> None:
         # No switch here: other sessions see the state before or after, never between.
+        before = (self.highest_modseq, self.uids, len(self.uids))
         self.keyword_names, self.uidnext = delta.keyword_names, delta.uidnext
         news: list[tuple[int, int, bool]] = []
-        gone = [uid for uid, _ in delta.vanished if self.position(uid) is not None]
-        if gone:
-            self._remove(gone)
+        positions = self._positions([uid for uid, _ in delta.vanished])
+        vanished = [self.uids[position] for position in positions]
+        if vanished:
+            self._remove(positions)
             news.extend((modseq, uid, True) for uid, modseq in delta.vanished)
-        last = self.uids[-1] if self.uids else 0
-        strays = []
+        uids = self.uids
+        last = uids[-1] if uids else 0
+        arrived, changed, strays = [], [], []
         for uid, flags, keywords, modseq in delta.changed:
             if uid > last:
-                self.uids.append(uid)
+                uids.append(uid)
                 self.flags.append(flags)
                 self.keywords.append(keywords)
                 self.modseqs.append(modseq)
+                arrived.append(uid)
             else:
-                position = self.position(uid)
-                if position is None:
+                position = bisect_left(uids, uid)
+                if uids[position] != uid:
                     strays.append((uid, flags, keywords, modseq))
                     continue
                 self.flags[position], self.keywords[position] = flags, keywords
                 self.modseqs[position] = modseq
+                changed.append(uid)
             news.append((modseq, uid, False))
         if strays:  # a UID below the highest appeared (an old copy of a file came back): make new arrays
             self._insert(strays)
@@ -247,14 +253,20 @@ class Mailbox:
             self._log_floor = self._log[cut - 1][0]
             del self._log[:cut]
         self.highest_modseq = max(self.highest_modseq, delta.highest_modseq)
-        self._last_question = None
+        # Who knew everything before will ask next, and this is the answer.
+        changes = Changes(arrived, changed, vanished, self.highest_modseq)
+        self._last_question = None if strays else (*before, changes)
         if self._owner.registry.watchers(self.id):
             for uid, _, _, modseq in delta.changed[-NOTICED:]:
                 if uid > last:
                     self._watched().noticed(modseq, uid)
 
-    def _remove(self, gone: list[int]) -> None:
-        positions = [bisect_left(self.uids, uid) for uid in gone]
+    def _positions(self, wanted: list[int]) -> list[int]:
+        """Where those of the UIDs are in the arrays that are there."""
+        uids, count = self.uids, len(self.uids)
+        return [at for uid in wanted if (at := bisect_left(uids, uid)) < count and uids[at] == uid]
+
+    def _remove(self, positions: list[int]) -> None:
         uids, flags, keywords, modseqs = array("I"), bytearray(), array("I"), array("Q")
         start = 0
         for position in [*positions, len(self.uids)]:
@@ -307,11 +319,14 @@ class Mailbox:
         return Changes(sorted(arrived), sorted(changed), sorted(vanished), self.highest_modseq)
 
     def _from_scratch(self, modseq: int, known: array[int], count: int) -> Changes:
-        old = set(known[:count])
-        arrived = [uid for uid in self.uids if uid not in old]
-        vanished = sorted(old.difference(self.uids))
-        changed = [uid for uid, at in zip(self.uids, self.modseqs, strict=True) if at > modseq and uid in old]
-        return Changes(arrived, changed, vanished, self.highest_modseq)
+        # Of a hundred thousand messages: no Python step for each, so that the loop is not held for long.
+        newer = list(compress(self.uids, map(modseq.__lt__, self.modseqs)))
+        if known is self.uids:  # which grow in place, and are made anew when any goes
+            last = known[count - 1] if count else 0
+            return Changes(known[count:].tolist(), [uid for uid in newer if uid <= last], [], self.highest_modseq)
+        old, now = set(known[:count]), set(self.uids)
+        changed = [uid for uid in newer if uid in old]
+        return Changes(sorted(now - old), changed, sorted(old - now), self.highest_modseq)
 
     # -------------------------------------------------------------- who was told when
 

@@ -9,7 +9,7 @@ from gevent.event import Event
 from gevent.monkey import get_original
 
 from mailsrv.errors import TemporaryFailure
-from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.mailbox import Mailbox, Mailboxes
 from mailsrv.mail.notify import Registry
 from mailsrv.store import files
 from mailsrv.store.account import Arrival
@@ -250,13 +250,35 @@ def test_f04_a_thousand_watchers_share_one_answer(process, account):
     real = mailbox._from_log
     type(mailbox)._from_log, kept = lambda self, *args: asked.append(1) or real(*args), type(mailbox)._from_log
     try:
-        deliver(one, account)
+        for _ in range(2):
+            deliver(one, account)
         for reader in readers:
             reader.catch_up()
     finally:
         type(mailbox)._from_log = kept
     assert len(asked) == 1
-    assert all(list(reader.flags) == [1, 2] for reader in readers)
+    assert all(list(reader.flags) == [1, 2, 3] for reader in readers)
+
+
+def test_who_knew_everything_is_answered_with_what_was_committed(process, account, monkeypatch):
+    """However many messages changed, and however many there are: the loop is not held while they are compared."""
+    mailboxes = process()
+    for _ in range(4):
+        deliver(mailboxes, account)
+    mailbox = mailboxes.open(account, "INBOX")
+    reader = Reader(mailbox)
+    for way in ("_from_log", "_from_scratch"):
+        monkeypatch.setattr(Mailbox, way, lambda *_: pytest.fail("compared"))
+    deliver(mailboxes, account)
+    reader.catch_up()
+    assert sorted(reader.flags) == [1, 2, 3, 4, 5]
+    mailbox.store_flags([2, 4], FlagOp.ADD, DELETED, ())
+    reader.catch_up()
+    assert [uid for uid, (flags, _) in reader.flags.items() if flags & DELETED] == [2, 4]
+    mailbox.expunge()
+    reader.catch_up()
+    assert sorted(reader.flags) == list(mailbox.uids) == [1, 3, 5]
+    mailbox.close()
 
 
 def test_closed_mailboxes_are_kept_within_bounds(process, account, monkeypatch):
