@@ -61,7 +61,7 @@ TOP = {
     "vitals",
 }
 GEVENT = {
-    "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.idle",
+    "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.beats", "imap.idle",
     "imap.mailboxes", "imap.session", "libraries", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate",
     "mail.mailbox", "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled",
     "mail.together", "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial", "net.https", "net.listener",

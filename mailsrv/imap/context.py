@@ -9,6 +9,7 @@ import ssl
 from dataclasses import dataclass, field
 from enum import Flag, auto
 
+from mailsrv.imap.beats import Beats
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.passwords import Passwords
@@ -48,6 +49,7 @@ class Services:
     tls_context: ssl.SSLContext | None = None
     settings: ImapSettings = field(default_factory=ImapSettings)
     tally: Tally = field(default_factory=lambda: Tally(Shared()))  # connections of each user
+    beats: Beats = field(default_factory=Beats)
 
 
 class Refused(Exception):

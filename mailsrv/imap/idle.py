@@ -1,8 +1,8 @@
 """IDLE: tell what changed, wait, tell again, until DONE.
 
-One Event is set both by the registry, when the mailbox changed, and by the socket's readability. The subscription
-exists since SELECT, so a change before IDLE, or between two looks, is found by the next look (R44). The session
-holds its socket, a cursor and no buffers.
+One Event is set by the registry, when the mailbox changed, by the socket's readability, and by the heartbeat. The
+subscription exists since SELECT, so a change before IDLE, or between two looks, is found by the next look (R44). The
+session holds its socket, a cursor and no buffers.
 
 Imports: imap.context, net.stream, gevent.    RFC 2177, RFC 9051 6.3.13.
 """
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mailsrv.imap.session import Session
 
 LONGEST_DONE = 64
-BEATS_APART_SECONDS = 5.0
 
 
 def idle(session: Session, command: v.Command) -> str:
@@ -36,6 +35,7 @@ def idle(session: Session, command: v.Command) -> str:
     session.idling_since = time.time()
     counters.idling.count += 1
     watch = session.stream.watch_readable(wake.set)
+    pulse = session.services.beats.join(session.mail().account.id, session.settings.heartbeat_seconds, wake)
     try:
         while True:
             wake.clear()  # before looking: whatever happens from here on sets it again
@@ -43,16 +43,17 @@ def idle(session: Session, command: v.Command) -> str:
             if session.stream.pending:
                 break
             with session.waiting():
-                seconds = _until_heartbeat(session)
-                woken = wake.wait(seconds)
-            if not woken:
-                _heartbeat(session)
-            elif watch.fired:
+                wake.wait()
+            if watch.fired:
                 break
+            if pulse.due:
+                pulse.due = False
+                _heartbeat(session)
     finally:
         session.idling_since = 0.0
         counters.idling.count -= 1
         watch.stop()
+        pulse.stop()
     with session.waiting():
         try:
             line = session.stream.read_line(LONGEST_DONE)
@@ -62,15 +63,6 @@ def idle(session: Session, command: v.Command) -> str:
     if line.upper() != b"DONE":
         raise WireError("Expected DONE")
     return "IDLE completed"
-
-
-def _until_heartbeat(session: Session) -> float:
-    """Seconds to the account's next beat: all its connections are told at one time, so that a phone wakes once for
-    them, and many accounts at that same time, so that the server wakes once for all of them.
-    """
-    period = session.settings.heartbeat_seconds
-    phase = session.mail().account.id * BEATS_APART_SECONDS % period
-    return period - (time.time() - phase) % period or period
 
 
 def _heartbeat(session: Session) -> None:

@@ -37,7 +37,7 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        self._subscriptions: dict[MailboxId, dict[int, Subscription]] = {}
+        self._subscriptions: dict[MailboxId, list[Subscription]] = {}
         self._followed: dict[MailboxId, int] = {}
         self.on_change: list[Callable[[MailboxId | None], None]] = []
         self.on_publish: list[Callable[[MailboxId, bool], None]] = []
@@ -64,15 +64,14 @@ class Registry:
 
     def subscribe(self, mailbox: MailboxId, event: Event) -> Subscription:
         subscription = Subscription(self, mailbox, event)
-        self._subscriptions.setdefault(mailbox, {})[id(subscription)] = subscription
+        self._subscriptions.setdefault(mailbox, []).append(subscription)
         return subscription
 
     def _forget(self, subscription: Subscription) -> None:
-        watching = self._subscriptions.get(subscription.mailbox)
-        if watching is not None:
-            watching.pop(id(subscription), None)
-            if not watching:
-                del self._subscriptions[subscription.mailbox]
+        watching = self._subscriptions[subscription.mailbox]
+        watching.remove(subscription)
+        if not watching:
+            del self._subscriptions[subscription.mailbox]
 
     def watchers(self, mailbox: MailboxId) -> int:
         return len(self._subscriptions.get(mailbox, ()))
@@ -98,7 +97,7 @@ class Registry:
 
     def _wake(self, mailbox: MailboxId) -> None:
         # No switch here: Event.set only schedules the greenlets that wait.
-        for subscription in self._subscriptions.get(mailbox, {}).values():
+        for subscription in self._subscriptions.get(mailbox, ()):
             subscription.event.set()
 
     def changed_everything(self) -> None:
@@ -106,5 +105,5 @@ class Registry:
         for hook in self.on_change:
             hook(None)
         for watching in self._subscriptions.values():
-            for subscription in watching.values():
+            for subscription in watching:
                 subscription.event.set()

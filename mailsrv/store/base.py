@@ -131,7 +131,6 @@ class StoreBase:
     ) -> None:
         self.account, self.home = account, home
         self.maildir = f"{home}/Maildir"
-        self.tmp_dir = f"{self.maildir}/tmp"
         self._prepare, self._clock, self._defaults = prepare, clock, tuple(defaults)
         self._host = names.safe_host(host)
         self._mutex = files.native_lock()
@@ -140,9 +139,13 @@ class StoreBase:
         self.patience = QUIET_SECONDS  # how long the index connection stays open unused
         self._index: SqliteIndex | None = None
         self._pid = os.getpid()
-        self.found: set[int] = set()  # mailboxes in which other programs' changes were committed: to be announced
+        self.found: list[int] = []  # mailboxes in which other programs' changes were committed: to be announced
         self._finding: list[int] = []  # the same, of the transaction under way
         self._verified: dict[int, tuple[int, int]] = {}  # number -> mtimes at which the entries were counted
+
+    @property
+    def tmp_dir(self) -> str:
+        return f"{self.maildir}/tmp"
 
     # -------------------------------------------------------------- locks and connection
 
@@ -176,7 +179,7 @@ class StoreBase:
                     self._finish_of_others(index)
                     yield index
                     files.step("commit", index.path)
-                self.found.update(self._finding)  # not before: who is told must find it
+                self.found.extend(dict.fromkeys(self._finding))  # not before: who is told must find it
             except IndexDamaged as damage:
                 self._discard(index, str(damage))
                 raise TemporaryFailure("The index was damaged and is being rebuilt") from damage
