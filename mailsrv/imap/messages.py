@@ -6,6 +6,7 @@ Imports: imap.context, imap.reader, imap.search, imap.view, mail, wire, log, err
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from mailsrv import log
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NUMBERS_PER_LINE = 10_000
 MANY_FOUND = 10_000  # 2 ms to write them down
+LINES_PER_TURN = 1_000  # 2 ms
 
 
 def resolve(view: View, command: v.Fetch | v.Store | v.Copy | v.Move) -> list[int]:
@@ -145,15 +147,24 @@ def store(session: Session, command: v.Command) -> None:
         view.silence(own, stored.modseq)
     view.mailbox.refresh()
     told: set[int] = set()
-    lines = view.tell(expunges=command.uid, told=told)
-    if not command.silent:
-        for uid in uids:  # unchanged messages are answered too (RFC 3501 6.4.6)
-            position, seq = view.mailbox.position(uid), view.seq(uid)
-            if uid not in told and position is not None and seq is not None:
-                lines.append(view.flags_line(seq, uid, position, with_uid=view.uses_uid))
-    if lines:
+    if lines := view.tell(expunges=command.uid, told=told):
         session.stream.queue(b"".join(lines))
+    if not command.silent:
+        _tell_unchanged(session, view, [uid for uid in uids if uid not in told])
     refuse_expunged(view, command, bool(stored.gone))
+
+
+def _tell_unchanged(session: Session, view: View, uids: list[int]) -> None:
+    """Messages that had the flags already are answered too (RFC 3501 6.4.6)."""
+    for start in range(0, len(uids), LINES_PER_TURN):
+        if start:
+            time.sleep(0)
+        lines = []
+        for uid in uids[start : start + LINES_PER_TURN]:
+            position, seq = view.mailbox.position(uid), view.seq(uid)
+            if position is not None and seq is not None:
+                lines.append(view.flags_line(seq, uid, position, with_uid=view.uses_uid))
+        session.stream.queue(view.new_keywords() + b"".join(lines))
 
 
 # ------------------------------------------------------------------ COPY, MOVE, EXPUNGE

@@ -400,3 +400,18 @@ def test_b03_numbers_of_a_stale_session_hit_no_other_message(serving, dial):
     assert first.flags()[2] == {b"\\Deleted"} and first.flags()[3] == set()
     assert second.ok("EXPUNGE") == [b"* 1 EXPUNGE", b"* 1 EXPUNGE"]
     assert second.uids() == [3, 4]
+
+
+def test_store_answers_for_each_of_many_once_while_others_act(serving, dial, monkeypatch):
+    client = dial(serving, "ann", select="INBOX")
+    monkeypatch.setattr("mailsrv.imap.messages.LINES_PER_TURN", 2)
+    for flags in ("", "\\Seen") * 4:
+        client.append(how=f"({flags})")
+    client.ok("NOOP")
+    other = dial(serving, "ann", select="INBOX")
+    other.ok("STORE 1:8 +FLAGS.SILENT (Work)")
+    lines = client.ok("STORE 1:8 +FLAGS (\\Seen)")
+    told = [line for line in lines if b" FETCH " in line]
+    assert sorted(int(line.split()[1]) for line in told) == list(range(1, 9))
+    assert all(b"\\Seen" in line and b"Work" in line for line in told)
+    assert [line for line in lines if line.startswith(b"* FLAGS ")] and lines.index(told[0]) > 0
