@@ -29,6 +29,7 @@ from mailsrv.values import AccountId, MailboxId
 RECORD = struct.Struct("!QI")
 EVERYTHING = RECORD.pack(0, 0)
 RECORDS_PER_DATAGRAM = 512
+LONGEST_DATAGRAM = RECORDS_PER_DATAGRAM * RECORD.size + 1
 MOST_PENDING = 10_000
 RETRY_SECONDS = 0.005
 SETTLED_NS = 100_000_000  # a directory changed longer ago than this shows the next change in its time stamp
@@ -75,6 +76,7 @@ class Bus:
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)  # MSG_DONTWAIT is not enough: a cooperative socket would wait for room
         self._receiver = gevent.spawn(self._receive)
+        self._registry.turns.listen = self.listen
         self._registry.on_publish.append(self.forward)
 
     def _follow(self, mailbox: MailboxId, begins: bool) -> None:
@@ -169,10 +171,20 @@ class Bus:
         assert self._socket is not None
         while True:
             try:
-                datagram = self._socket.recv(RECORDS_PER_DATAGRAM * RECORD.size + 1)
+                datagram = self._socket.recv(LONGEST_DATAGRAM)
             except OSError:
                 return  # closed
             self._registry_told(datagram)
+
+    def listen(self) -> None:
+        """Hear what has come and was not received yet, without a wait. The socket is a cooperative one, so its
+        descriptor never blocks.
+        """
+        try:
+            while self._socket is not None:
+                self._registry_told(os.read(self._socket.fileno(), LONGEST_DATAGRAM))
+        except OSError:
+            pass  # that was all
 
     def _registry_told(self, datagram: bytes) -> None:
         self.received += 1

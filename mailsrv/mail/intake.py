@@ -233,6 +233,7 @@ class Transaction:
             entry, prefix = self._entries[0]
             if self._incoming.path is None:
                 self._intake.put((entry, self._incoming, prefix))
+                self._intake.give_way()  # a lot's sessions are woken together, and nobody here waits for their mail
             else:  # large: small ones need not wait for it
                 self._write_queue(spool.put, entry, self._incoming, prefix)
             return []
@@ -359,6 +360,10 @@ class Intake:
     def _put_all(self, made: Sequence[_Made]) -> Sequence[Exception | None]:
         with self.mailboxes.delivering:
             return offload(self.spool.put_all, made)
+
+    def give_way(self) -> None:
+        """To who is about to be told of a change; returns at once where nobody is."""
+        self.mailboxes.registry.turns.take()
 
     def close(self) -> None:
         """At the end of the process."""

@@ -4,7 +4,7 @@ A session subscribes before it first reads the mailbox, so no change falls betwe
 carries no data: it sets each subscriber's Event and returns. What changed is asked of the mailbox. The other processes
 are told of a mailbox if they follow it.
 
-Imports: values, gevent.event.    RFC 2177 (IDLE), RFC 9051 5.2 (updates).
+Imports: mail.turns, values, gevent.event.    RFC 2177 (IDLE), RFC 9051 5.2 (updates).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from gevent.event import Event
 
+from mailsrv.mail.turns import Turns
 from mailsrv.values import MailboxId
 
 
@@ -34,9 +35,12 @@ class Subscription:
 class Registry:
     """The subscriptions of this process. `on_change` hooks hear of every change that this process makes or is told of,
     `on_publish` ones (called with whether every process shall know) of our own only.
+
+    Who accepts mail takes `turns`, so that who is about to hear goes first.
     """
 
     def __init__(self) -> None:
+        self.turns = Turns()
         self._subscriptions: dict[MailboxId, list[Subscription]] = {}
         self._followed: dict[MailboxId, int] = {}
         self.on_change: list[Callable[[MailboxId | None], None]] = []
@@ -97,8 +101,11 @@ class Registry:
 
     def _wake(self, mailbox: MailboxId) -> None:
         # No switch here: Event.set only schedules the greenlets that wait.
-        for subscription in self._subscriptions.get(mailbox, ()):
-            subscription.event.set()
+        watching = self._subscriptions.get(mailbox)
+        if watching:
+            self.turns.news()
+            for subscription in watching:
+                subscription.event.set()
 
     def changed_everything(self) -> None:
         """Somebody could not tell which: every open mailbox is to be looked at."""

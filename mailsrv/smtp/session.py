@@ -215,9 +215,9 @@ class Session:
             self.stream.set_deadline(None)
 
     def _read_line(self) -> bytes:
-        self._waiting = not self.stream.pending
+        waits = self._waiting = not self.stream.pending
         try:
-            return self.stream.read_line(wire.AUTH_OCTETS)
+            line = self.stream.read_line(wire.AUTH_OCTETS)
         except LimitExceeded:
             self._waiting = False
             try:
@@ -227,6 +227,9 @@ class Session:
             raise WireError("The line is too long") from None
         finally:
             self._waiting = False
+        if waits:
+            self.services.intake.give_way()
+        return line
 
     def reply(self, code: int, enhanced: str, text: str) -> None:
         self.stream.queue(self._counted(Reply(code, enhanced, text)).encode())
@@ -515,6 +518,8 @@ class Session:
             finally:
                 self.stream.set_deadline(None)
             accepted_at = time.monotonic()
+            if not recipients:  # of ours, who may be waiting for it
+                self.services.intake.give_way()
             message_id = arrival.message_id
             log.info(
                 "received", id=identity, session=self.id, service=self.stream.service, peer=self.stream.peer,

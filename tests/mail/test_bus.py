@@ -245,3 +245,11 @@ def test_mailboxes_that_share_an_octet_are_counted(tmp_path):
     mine.remove(A)
     assert A not in theirs
     mine.close()
+
+
+def test_what_another_process_told_is_heard_by_the_first_who_takes_a_turn(buses):
+    (ours, _), (_, registry) = buses[:2]
+    mailbox = MailboxId(5, 6)
+    ours.forward(mailbox, True)
+    registry.turns.take()  # nobody watches: no switch here
+    assert registry.heard == [mailbox]
