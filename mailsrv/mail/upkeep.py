@@ -16,10 +16,10 @@ from mailsrv import log
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import Mailboxes
-from mailsrv.store.base import indexes_to_rest, rest_indexes
+from mailsrv.store.base import indexes_opened_lately, indexes_to_rest, rest_indexes
 from mailsrv.store.files import offload
 
-ROUND_SECONDS = 0.5
+ROUND_SECONDS = 1.0
 TRIM_SECONDS = 60.0
 TRIM_AFTER = 8  # indexes closed; some 300 KB each
 FIRST_SWEEP_SECONDS, SWEEP_SECONDS = 600, 24 * 3600
@@ -48,8 +48,8 @@ class Upkeep:
             gevent.sleep(ROUND_SECONDS)
             if indexes_to_rest():
                 closed += offload(rest_indexes)
-            elif closed >= TRIM_AFTER or time.monotonic() > trim_at:  # not while a burst goes on
-                offload(trim)
+            if (closed >= TRIM_AFTER and not indexes_opened_lately()) or time.monotonic() > trim_at:
+                offload(trim)  # a burst, if there was one, is over
                 trim_at, closed = time.monotonic() + TRIM_SECONDS, 0
             if self._sweeps and time.monotonic() > sweep_at:
                 sweep_at = time.monotonic() + SWEEP_SECONDS

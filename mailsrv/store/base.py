@@ -89,11 +89,13 @@ class _OpenIndexes:
         with self._lock:
             self._stores.pop(id(store), None)
 
+    def all(self) -> list[StoreBase]:
+        with self._lock:
+            return list(self._stores.values())
+
     def unused(self) -> list[StoreBase]:
         """Whose connection can be closed: nobody used it lately, or there are too many."""
-        now = _monotonic()
-        with self._lock:
-            stores = list(self._stores.values())
+        now, stores = _monotonic(), self.all()
         surplus = len(stores) - KEPT_INDEXES
         return [store for place, store in enumerate(stores) if place < surplus or store.used_at + store.patience < now]
 
@@ -104,6 +106,11 @@ _open_indexes = _OpenIndexes()
 def indexes_to_rest() -> bool:
     """Whether `rest_indexes` has something to do. Does not wait."""
     return bool(_open_indexes.unused())
+
+
+def indexes_opened_lately() -> bool:
+    """Whether any are open that will rest soon unless they are used again."""
+    return any(store.patience == QUIET_SECONDS for store in _open_indexes.all())
 
 
 def rest_indexes() -> int:
