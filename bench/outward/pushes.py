@@ -165,8 +165,8 @@ def emptying(directory: str, world: World, certificate: tuple[str, str], args: a
             for server in servers if number % 2 else reversed(servers):
                 messages = args.messages // args.rounds
                 fill(server, world, messages)
-                world.begin()
                 figures[QUIET] += probed(probes, lambda count: count < PROBES_AT_REST)
+                world.begin()
                 found = while_emptying(probes, server, world, messages)
                 note(figures, f"while the queue of {server.name} empties", found)
     tell("emptying", figures)
