@@ -42,8 +42,8 @@ DEFAULT_MAILBOXES: tuple[tuple[str, str], ...] = (
     ("Archive", "\\Archive"),
 )
 # Index connections: how many stay open, and how many there are at most until `rest_indexes` has closed the others. To
-# close one that wrote takes two syncs, which whoever waits for a delivery should not wait for.
-KEPT_INDEXES, MOST_OPEN_INDEXES = 16, 64
+# close one that wrote takes two syncs, better not in the way of a delivery; but many leave holes in memory behind them.
+KEPT_INDEXES, MOST_OPEN_INDEXES = 16, 24
 QUIET_SECONDS = 0.5  # that nobody uses an index before it is closed
 RETURN_SECONDS = 60.0  # the same where the account was used again within that time
 _INTENT = struct.Struct("!II")  # in the lock file: mailbox number, its UIDNEXT once the work in hand is committed
