@@ -7,7 +7,8 @@ The command line writes it while the server runs, and the server sees it at once
 whether another connection committed (`PRAGMA data_version`, a few microseconds), and only then trusts what it
 remembers. This database is no cache: its commits are synced.
 
-Imports: mail.srs, errors, values.    RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
+Imports: mail.srs, store.files (its lock), errors, values.
+RFC 5321 2.3.11, 4.5.1 (postmaster), RFC 5233 (subaddress).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +33,7 @@ from mailsrv.errors import (
     TemporaryFailure,
 )
 from mailsrv.mail.srs import Rewriter, is_rewritten
+from mailsrv.store.files import native_lock
 from mailsrv.values import Account, AccountId, Address
 
 VERSION = 1
@@ -134,7 +135,7 @@ class Accounts:
     def __init__(self, path: str, mail_root: str, rewriter: Rewriter | None = None) -> None:
         self._path, self._mail_root, self._rewriter = path, mail_root, rewriter
         self._pid = 0
-        self._lock = threading.RLock()
+        self._lock = native_lock(reentrant=True)  # threads of the pool ask too
         self._remembered: dict[tuple[str, object], object] = {}
         self._asked_at = 0.0
         self._version = -1
@@ -492,6 +493,20 @@ class Accounts:
 
     def set_password_hash(self, address: str, hash: str) -> None:
         self._update(address, "hash", hash)
+
+    def upgrade_password_hash(self, address: Address, before: str, after: str) -> bool:
+        """In a thread of the server: the same password in another scheme; False if it was changed meanwhile. By a
+        connection of its own, so that nobody who asks here waits for the disk.
+        """
+        own = Accounts(self._path, self._mail_root)
+        try:
+            with own._changing():
+                return own._db.execute(
+                    "UPDATE users SET hash=? WHERE local=? AND domain=? AND hash=?",
+                    (after, address.local, address.domain, before),
+                ).rowcount > 0  # fmt: skip
+        finally:
+            own.close()
 
     def set_enabled(self, address: str, enabled: bool) -> None:
         self._update(address, "enabled", int(enabled))

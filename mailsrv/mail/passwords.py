@@ -301,7 +301,8 @@ class Passwords:
         try:
             with self._at_once:
                 made = offload(hash_password, password)
-                offload(self._accounts.set_password_hash, str(user.account.address), made)
+                if not offload(self._accounts.upgrade_password_hash, user.account.address, user.hash, made):
+                    return
             self._tickets.add(self._ticket(User(user.account, made, True), password))
             log.info("password scheme upgraded", user=str(user.account.address))
         except MailError as failure:

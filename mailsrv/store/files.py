@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 POOL_THREADS = 24
-_NativeLock = get_original("threading", "Lock")
+_NativeLock, _NativeRLock = get_original("threading", ["Lock", "RLock"])
 _monotonic: Callable[[], float] = get_original("time", "monotonic")
 _time: Callable[[], float] = get_original("time", "time")
 # gevent's os.close leaves a directory open until its loop next turns, and with it the directory's lock; in a thread of
@@ -33,9 +33,9 @@ close: Callable[[int], None] = get_original("os", "close")
 _pool: ThreadPool | None = None
 
 
-def native_lock() -> Any:
+def native_lock(*, reentrant: bool = False) -> Any:
     """A lock between native threads (the patched one switches greenlets and must not be used off the hub)."""
-    return _NativeLock()
+    return _NativeRLock() if reentrant else _NativeLock()
 
 
 def _thread_pool() -> ThreadPool:

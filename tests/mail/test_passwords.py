@@ -5,11 +5,12 @@ import os
 
 import bcrypt
 import gevent
+import gevent.pool
 import pytest
 
 from mailsrv.errors import AddressInvalid, AuthenticationFailed
-from mailsrv.mail import tickets
-from mailsrv.mail.accounts import Accounts
+from mailsrv.mail import passwords, tickets
+from mailsrv.mail.accounts import Accounts, parse_address
 from mailsrv.mail.passwords import CURRENT, Passwords, check_strength, hash_password, is_known_scheme, verify
 from mailsrv.mail.tickets import BUCKETS, WAYS, Tickets
 
@@ -205,6 +206,32 @@ def test_f12_old_schemes_are_replaced_at_login(accounts, events):
     stored = accounts.by_login("ann@example.com").hash
     assert stored.startswith(CURRENT) and verify("password", stored)
     assert ("password scheme upgraded", {"user": "ann@example.com"}) in events
+
+
+def test_f12_many_whose_scheme_is_replaced_at_once_all_get_in(accounts):
+    """Threads that change the accounts do not wait for each other by a lock of the hub's: it would lose them."""
+    names = [f"u{number}@example.com" for number in range(200)]
+    accounts.add_users([(name, "{PLAIN}correct horse") for name in names])
+    who = Passwords(accounts)
+    with gevent.Timeout(50):
+        for done in gevent.pool.Pool(16).imap_unordered(lambda name: who.authenticate(name, "correct horse"), names):
+            assert accounts.by_login(str(done.address)) is not None
+    assert all(accounts.user(parse_address(name)).hash.startswith(CURRENT) for name in names)
+
+
+def test_f12_a_password_that_was_changed_meanwhile_is_not_replaced(accounts, monkeypatch):
+    accounts.add_user("ann@example.com", "{PLAIN}correct horse")
+    who = Passwords(accounts)
+
+    def slowly(password):
+        accounts.set_password_hash("ann@example.com", "{PLAIN}battery staple")
+        return hash_password(password)
+
+    monkeypatch.setattr(passwords, "hash_password", slowly)
+    who.authenticate("ann@example.com", "correct horse")
+    assert accounts.user(parse_address("ann@example.com")).hash == "{PLAIN}battery staple"
+    with pytest.raises(AuthenticationFailed):
+        Passwords(Accounts(accounts._path, "")).authenticate("ann@example.com", "correct horse")
 
 
 def test_f12_verification_does_not_hold_the_hub(accounts, password_hash):
