@@ -13,8 +13,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
-from mailsrv.mail.mailbox import Mailbox
+from mailsrv.mail.mailbox import Mailbox, add_range
 from mailsrv.mail.notify import Subscription
 from mailsrv.values import SYSTEM_FLAGS
 from mailsrv.wire.errors import WireError
@@ -22,7 +23,11 @@ from mailsrv.wire.imap_responses import flag_list
 from mailsrv.wire.imap_values import SequenceSet
 
 NONE: frozenset[int] = frozenset()  # one for all: an empty one has 216 octets
+NOTHING_RECENT: list[tuple[int, int]] = []  # half-open UID ranges, ascending; this one is never changed
+RECENT_RANGES = 32
 WALK_SHARE = 16  # one walk over all is cheaper than a search for each of more than this part of them
+
+_first = itemgetter(0)
 
 
 class ViewBroken(Exception):
@@ -31,8 +36,8 @@ class ViewBroken(Exception):
 
 class View:
     __slots__ = (
-        "count", "cursor", "keyword_names", "mailbox", "pending", "read_only", "recent", "silenced", "subscription",
-        "uids", "uses_uid",
+        "count", "cursor", "keyword_names", "mailbox", "pending", "read_only", "recent", "recent_most", "silenced",
+        "subscription", "uids", "uses_uid",
     )  # fmt: skip
 
     def __init__(self, mailbox: Mailbox, subscription: Subscription, *, read_only: bool) -> None:
@@ -42,7 +47,8 @@ class View:
         self.count = len(mailbox.uids)
         self.cursor = mailbox.highest_modseq
         self.keyword_names = mailbox.keyword_names
-        self.recent: tuple[tuple[int, int], ...] = ()  # half-open UID ranges
+        self.recent = NOTHING_RECENT
+        self.recent_most = RECENT_RANGES  # with more, those of messages that are gone are dropped
         self.pending = NONE  # expunged, the client does not know; mostly none
         self.silenced: dict[int, int] | None = None  # uid -> modseq of a change of our own not to be told
         self.uses_uid = False
@@ -100,7 +106,8 @@ class View:
         return found
 
     def is_recent(self, uid: int) -> bool:
-        return any(first <= uid < last for first, last in self.recent)
+        place = bisect_right(self.recent, uid, key=_first) - 1
+        return place >= 0 and uid < self.recent[place][1]
 
     def recent_count(self) -> int:
         return sum(
@@ -113,12 +120,31 @@ class View:
         if self.read_only:
             return False
         claimed = self.mailbox.claim_recent()
+        if claimed and self.recent is NOTHING_RECENT:
+            self.recent = []
         for first, last in claimed:
-            if self.recent and self.recent[-1][1] == first:
-                self.recent = (*self.recent[:-1], (self.recent[-1][0], last))
-            else:
-                self.recent = (*self.recent, (first, last))
+            add_range(self.recent, first, last)
+        if len(self.recent) > self.recent_most:
+            self._forget_recent()
         return bool(claimed)
+
+    def _forget_recent(self) -> None:
+        """Drop the ranges of messages that are gone, and join those with nothing between them. Where sessions take
+        turns to be told first, each message is a range, and a session may last for weeks.
+        """
+        kept: list[tuple[int, int]] = []
+        after = -1  # the position behind the last range kept
+        for first, last in self.recent:
+            start, end = (bisect_left(self.uids, uid, 0, self.count) for uid in (first, last))
+            if start == end < self.count:  # others may still be told of; none comes below those
+                continue
+            if start == after and start < self.count:
+                kept[-1] = (kept[-1][0], last)
+            else:
+                kept.append((first, last))
+            after = end
+        self.recent = kept
+        self.recent_most = max(RECENT_RANGES, 2 * len(kept))  # so that a claim costs the same however many there are
 
     # -------------------------------------------------------------- telling
 

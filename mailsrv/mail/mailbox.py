@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +73,14 @@ class Changes:
     changed: list[int]
     vanished: list[int]
     modseq: int
+
+
+def add_range(ranges: list[tuple[int, int]], first: int, last: int) -> None:
+    """Half-open ranges, ascending: mostly the new one goes on where the last one ends."""
+    if ranges and ranges[-1][1] == first:
+        ranges[-1] = (ranges[-1][0], last)
+    else:
+        insort(ranges, (first, last))
 
 
 class Hearing(Protocol):
@@ -205,7 +213,9 @@ class Mailbox:
         The modseqs are a chain: whoever knows everything up to `previous_modseq` knows everything now.
         """
         if appended.recent != (0, 0):
-            self._claimed = [*(self._claimed or ()), appended.recent]
+            if self._claimed is None:
+                self._claimed = []
+            add_range(self._claimed, *appended.recent)
             self._recent_below = appended.recent[1]
         busy = self._stale or (self._lock is not None and self._lock.locked())
         if busy or appended.previous_modseq != self.highest_modseq:

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from mailsrv.imap import mailboxes
+from mailsrv.imap.view import RECENT_RANGES
 
 
 def code(lines, name):
@@ -134,6 +135,35 @@ def test_r12_recent_of_a_push_goes_to_one_of_the_idling(serving, dial, mail, eve
     assert all(b"* 1 EXISTS" in found for found in lines)
     marked = [client.ok("FETCH 1 FLAGS") == [b"* 1 FETCH (FLAGS (\\Recent))"] for client in clients]
     assert sum(marked) == 1
+
+
+def test_r12_sessions_that_take_turns_remember_what_is_recent_and_not_all_that_ever_was(serving, dial):
+    clients = [dial(serving, "ann", select="INBOX") for _ in range(2)]
+    views = [session.view for listener in serving.server.listeners for session in listener.sessions]
+    kept = []
+    for turn in range(120):
+        kept.append((turn % 2, clients[turn % 2].append()))
+        if turn % 10 == 9:  # both are told, and all but the latest three and the very first go
+            going = ",".join(str(uid) for _, uid in kept[1:-3])
+            clients[0].ok(f"UID STORE {going} +FLAGS.SILENT (\\Deleted)")
+            for client in clients:
+                client.ok(f"UID EXPUNGE {going}")
+            kept = [kept[0], *kept[-3:]]
+            for number, client in enumerate(clients):
+                mine = [str(uid).encode() for whose, uid in kept if whose == number]
+                assert client.ok("UID SEARCH RECENT") == [b" ".join([b"* SEARCH", *mine])]
+                recent = [line for line in client.ok("FETCH 1:4 (UID FLAGS)") if b"\\Recent" in line]
+                assert len(recent) == len(mine)
+    assert [len(view.recent) <= RECENT_RANGES for view in views] == [True, True]
+
+
+def test_r12_what_nobody_was_told_of_yet_is_one_range(serving, dial, mail):
+    client = dial(serving, "ann", select="INBOX")
+    for _ in range(5):
+        mail(serving)
+    [view] = [session.view for listener in serving.server.listeners for session in listener.sessions if session.view]
+    assert view.mailbox._claimed == [(1, 6)]
+    assert b"* 5 RECENT" in client.ok("NOOP")
 
 
 @pytest.mark.parametrize("command", ["STORE 1 +FLAGS (\\Recent)", "STORE 1 FLAGS (\\Seen \\Recent)"])
