@@ -18,7 +18,9 @@ def _number(value, figure):
 
 def written(soak, command):
     failed = soak.failed()
-    result = "nothing grows, nothing is lost." if not failed else "failed."
+    undecided = sum(slope is not None and slope.verdict == "undecided" for *_, slope in soak.slopes())
+    result = "nothing grows, nothing is lost." if not undecided else f"nothing is lost; {undecided} figures undecided."
+    result = result if not failed else "failed."
     when = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
     machine = f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} cores"
     counted = ", ".join(f"{name} {limit:g} %, {_number(most, name)}" for name, (limit, most) in LIMITS.items())
@@ -30,7 +32,10 @@ def written(soak, command):
     how = (
         "A line through the samples after the warm-up (five and a half minutes, or half of a shorter time): per cent of"
         "\nthe mean in an hour, with 95 % bounds. A figure fails when its lower bound is beyond the limit, that of both"
-        f"\nhalves as well, and the growth is more than counts ({counted}).\nUndecided: too short to say."
+        f"\nhalves as well, and the growth is more than counts ({counted})."
+        "\nIt is flat when the upper bound is within the limit, that of all or of the later half, or the growth less"
+        "\nthan counts."
+        " Undecided: a longer run says more. A leak is seen from so many per cent of the mean in an hour on."
     )
     sections = [
         "# Soak",
@@ -40,7 +45,7 @@ def written(soak, command):
         *(["\n".join(f"- {one}" for one in failed[:50])] if failed else []),
         "## What each process used",
         how,
-        _table(["process", "figure", "mean", "% in an hour", "95 % bounds", "verdict"], _slopes(soak)),
+        _table(["process", "figure", "mean", "% in an hour", "95 % bounds", "seen from", "verdict"], _slopes(soak)),
         "## Memory over time, MiB PSS",
         _table(["process", *(f"{tenth * 10} %" for tenth in range(1, 11))], _memory(soak)),
         "## How late the event loops were",
@@ -66,10 +71,11 @@ def _slopes(soak):
                 _number(slope.mean, figure),
                 f"{slope.per_hour:+.1f}",
                 bounds,
+                f"{slope.seen:.0f}",
                 slope.verdict,
             )
         elif figure == "memory":
-            yield f"{name} ({pid})", "all", "", "", "", "killed" if pid in soak.killed else "too short to judge"
+            yield f"{name} ({pid})", "all", "", "", "", "", "killed" if pid in soak.killed else "too short to judge"
 
 
 def _memory(soak):

@@ -3,6 +3,7 @@
 Samples of a process are not independent (memory stays where it went), so the line is laid through the means of BLOCKS
 pieces of time, and the bounds are Student's for so many. A figure grows when even the lower bound does, by more than
 is allowed, and each half of it as well: a cache that fills up or one step is no leak, however straight the line looks.
+It is flat when even the upper bound is within what is allowed, or that of the later half: it has levelled off.
 """
 
 import math
@@ -12,6 +13,7 @@ from itertools import pairwise
 BLOCKS = 12
 STUDENT = 2.228  # two-sided 95 % for BLOCKS - 2 degrees of freedom
 HALF_STUDENT = 2.132  # one-sided 95 % for BLOCKS / 2 - 2
+HALF_BOTH_STUDENT = 2.776  # two-sided
 WARM_UP, WINDOW_SECONDS = 1 / 3, 330  # not looked at; percentiles of the last five minutes are kept in memory
 
 
@@ -24,6 +26,7 @@ class Slope:
     low: float
     high: float
     growth: float  # over the time looked at, in the figure's own unit
+    seen: float  # growth of less than so much in an hour would not be seen: per cent of the mean
     verdict: str
 
 
@@ -42,6 +45,12 @@ def surely(points):
     """The lower bound of the slope of half the blocks."""
     slope, error = line(points)
     return slope - HALF_STUDENT * error
+
+
+def at_most(points):
+    """The upper bound of the slope of half the blocks."""
+    slope, error = line(points)
+    return slope + HALF_BOTH_STUDENT * error
 
 
 def blocks(samples):
@@ -73,11 +82,14 @@ def judge(samples, *, limit, least):
     halves = [surely(points[: BLOCKS // 2]), surely(points[BLOCKS // 2 :])]
     share = 100 * 3600 / mean if mean else 0.0
     low, high = (slope - STUDENT * error) * share, (slope + STUDENT * error) * share
-    growth = slope * (kept[-1][0] - kept[0][0])
+    seconds = kept[-1][0] - kept[0][0]
+    growth = slope * seconds
+    seen = max(limit, least / seconds * share)
+    later = at_most(points[BLOCKS // 2 :]) * share
     if low > limit and min(halves) * share > limit and growth > least:
         verdict = "grows"
-    elif high <= limit or growth <= least:
+    elif high <= limit or later <= limit or growth <= least:
         verdict = "flat"
     else:
         verdict = "undecided"
-    return Slope(mean, slope * share, low, high, growth, verdict)
+    return Slope(mean, slope * share, low, high, growth, seen, verdict)

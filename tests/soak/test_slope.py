@@ -36,6 +36,18 @@ def test_what_is_no_leak_is_not_called_one(shape):
     assert verdicts.count("grows") == 0, verdicts
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_what_levelled_off_is_decided(seed):
+    cache = samples(lambda at: 12 * (1 - math.exp(-at / 500)), seconds=3600, every=18, noise=0.0005, seed=seed)
+    assert judge(cache[:60], **LIMIT).verdict != "flat"
+    assert judge(cache, **LIMIT).verdict == "flat"
+
+
+def test_the_shorter_the_time_the_larger_a_leak_has_to_be():
+    short, long = (judge(samples(lambda at: 0, seconds=seconds), **LIMIT) for seconds in (600, 2700))
+    assert 20 < short.seen < 30 and long.seen == 20
+
+
 def test_descriptors_that_are_not_closed_are_seen():
     leak = [(float(at), 40 + at // 30 + at % 3) for at in range(0, 600, 3)]
     level = [(float(at), 40 + at % 7) for at in range(0, 600, 3)]
