@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import closing
 
 import bcrypt
 import gevent
@@ -230,8 +231,8 @@ def test_f12_a_password_that_was_changed_meanwhile_is_not_replaced(accounts, mon
     monkeypatch.setattr(passwords, "hash_password", slowly)
     who.authenticate("ann@example.com", "correct horse")
     assert accounts.user(parse_address("ann@example.com")).hash == "{PLAIN}battery staple"
-    with pytest.raises(AuthenticationFailed):
-        Passwords(Accounts(accounts._path, "")).authenticate("ann@example.com", "correct horse")
+    with closing(Accounts(accounts._path, "")) as fresh, pytest.raises(AuthenticationFailed):
+        Passwords(fresh).authenticate("ann@example.com", "correct horse")
 
 
 def test_f12_verification_does_not_hold_the_hub(accounts, password_hash):
