@@ -23,7 +23,7 @@ class Beat:
     def __init__(self, beats: Beats, key: tuple[float, float]) -> None:
         self._beats, self._key = beats, key
         self.sessions: dict[Pulse, None] = {}
-        self._greenlet = gevent.spawn(self._run)
+        self._greenlet: gevent.Greenlet | None = gevent.spawn(self._run)
 
     def _run(self) -> None:
         period, phase = self._key
@@ -35,8 +35,10 @@ class Beat:
 
     def left(self, pulse: Pulse) -> None:
         del self.sessions[pulse]
-        if not self.sessions:
-            self._greenlet.kill(block=False)
+        if not self.sessions and self._greenlet is not None:
+            # The two hold each other, and a collection that would find them is seldom.
+            greenlet, self._greenlet = self._greenlet, None
+            greenlet.kill(block=False)
             self._beats.ended(self._key)
 
 

@@ -1,6 +1,10 @@
 """Heartbeats: one timer for many sessions, each account's sessions together, nothing left of those who went."""
 
+import gc
+import weakref
+
 import gevent
+import pytest
 from gevent.event import Event
 
 from mailsrv.imap.beats import APART_SECONDS, Beats
@@ -40,3 +44,21 @@ def test_who_left_is_not_told_and_who_comes_later_is():
         came.event.wait()
     assert came.due and not gone.due
     came.stop()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["at once", "after a while"])
+def test_nothing_is_left_for_the_collector_of_those_who_went(begun):
+    gc.disable()
+    try:
+        beats = Beats()
+        pulse = beats.join(1, 120.0, Event())
+        left = weakref.ref(pulse._beat._greenlet)
+        if begun:
+            gevent.sleep(0)
+        pulse.stop()
+        del pulse
+        with gevent.Timeout(30):
+            while left() is not None:
+                gevent.sleep(0.001)
+    finally:
+        gc.enable()
