@@ -16,6 +16,7 @@ import ctypes
 import os
 import struct
 import time
+from typing import Any
 
 import gevent
 from gevent.hub import get_hub
@@ -35,6 +36,7 @@ _EVENT = struct.Struct("iIII")
 _NONBLOCK_CLOEXEC = os.O_NONBLOCK | os.O_CLOEXEC
 POLL_SECONDS = 5.0
 OWN_QUIET_SECONDS = 0.02
+REST_SECONDS = 0.01  # between two readings: else a STORE of thousands wakes the loop for each file that it renames
 
 
 class Watch:
@@ -42,7 +44,8 @@ class Watch:
         self._mailboxes: Mailboxes | None = None
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = -1
-        self._reader: object = None
+        self._reader: Any = None
+        self._rest: Any = None
         self._poller: gevent.Greenlet | None = None
         self._by_watch: dict[int, tuple[MailboxId, str]] = {}
         self._watches: dict[MailboxId, list[int]] = {}
@@ -61,8 +64,9 @@ class Watch:
         if self._fd < 0:
             log.warning("no inotify: open mailboxes are polled", error=os.strerror(ctypes.get_errno()))
         else:
-            self._reader = get_hub().loop.io(self._fd, 1)
-            self._reader.start(self._readable)  # type: ignore[attr-defined]
+            loop = get_hub().loop
+            self._reader, self._rest = loop.io(self._fd, 1), loop.timer(REST_SECONDS, REST_SECONDS)
+            self._reader.start(self._news)
         self._poller = gevent.spawn(self._poll)
 
     def close(self) -> None:
@@ -70,8 +74,9 @@ class Watch:
         if self._poller is not None:
             self._poller.kill()
         if self._reader is not None:
-            self._reader.stop()  # type: ignore[attr-defined]
-            self._reader.close()  # type: ignore[attr-defined]
+            for watcher in (self._reader, self._rest):
+                watcher.stop()
+                watcher.close()
             self._reader = None
         if self._fd >= 0:
             os.close(self._fd)
@@ -139,8 +144,19 @@ class Watch:
         self._events += 1
         names[name if len(names) < MOST_HEARD else EVERY] = self._events
 
+    def _news(self) -> None:
+        """Runs in the hub. What comes in the next moment is read together, or by who looks meanwhile."""
+        self._reader.stop()
+        while self._readable():
+            pass
+        self._rest.again(self._rested)
+
+    def _rested(self) -> None:
+        self._rest.stop()
+        self._reader.start(self._news)
+
     def _readable(self) -> bool:
-        """Runs in the hub: reads what is there and spawns looks; never waits. Whether there may be more."""
+        """Reads what is there and spawns looks; never waits. Whether there may be more."""
         try:
             data = os.read(self._fd, 65536)
         except OSError:

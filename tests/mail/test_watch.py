@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import gevent
@@ -185,6 +186,23 @@ def test_more_names_than_are_kept_have_the_whole_mailbox_compared(start, account
     mailboxes.reconcile(state)
     assert count(state) == 10
     until(lambda: watch.heard(state.id) == {})
+    state.close()
+
+
+def test_many_changes_of_a_moment_are_read_together(start, account, monkeypatch):
+    """The first is heard at once; the loop is not woken for each of thousands that a STORE renames."""
+    monkeypatch.setattr(module, "REST_SECONDS", 0.2)
+    watch = Watch()
+    woken = []
+    monkeypatch.setattr(Watch, "_news", lambda self, real=Watch._news: (woken.append(1), real(self))[1])
+    state = start(watch).open(account, "INBOX")
+    begun = time.monotonic()
+    for number in range(200):
+        drop(account, f"m{number}")
+        gevent.sleep(0)
+    rests = (time.monotonic() - begun) / 0.2
+    assert 1 <= len(woken) <= rests + 2
+    until(lambda: count(state) == 200)
     state.close()
 
 
