@@ -23,7 +23,7 @@ _NUMBER = re.compile(rb"[0-9]{1,20}")
 _QUOTED = re.compile(rb'"((?:[^"\\\x00\r\n]|\\["\\])*)"')
 _UNESCAPE = re.compile(rb'\\(["\\])')
 _SET = re.compile(rb"[0-9*:,]+")
-_LITERAL_END = re.compile(rb"(~?)\{([0-9]{1,20})(\+?)\}$")
+_LITERAL_END = re.compile(rb"(~?)\{([0-9]{1,20})(\+?)\}\Z")
 
 
 def line_literal(line: bytes) -> Literal | None:
