@@ -5,7 +5,7 @@ connects, sends one line of JSON, `{"ask": "who", ...}`, and gets one back: `{"a
 Whatever can be asked is registered with `Control.answer`; the command line and the metrics ask all processes and put
 the answers together.
 
-Imports: log, gevent.
+Imports: store.files, log, gevent.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import gevent
 from gevent.pool import Pool
 
 from mailsrv import log
+from mailsrv.store.files import unlink_if_there
 
 REQUEST_BYTES = 64 * 1024
 REPLY_BYTES = 64 * 1024 * 1024
@@ -56,10 +57,7 @@ class Control:
         self._answers[question] = fn
 
     def start(self) -> None:
-        try:
-            os.unlink(self._path)  # of a process that had this number before
-        except FileNotFoundError:
-            pass
+        unlink_if_there(self._path)  # of a process that had this number before
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         os.fchmod(self._socket.fileno(), 0o600)  # bind(2) makes the file with this mode: nobody comes in between
         self._socket.bind(self._path)
@@ -74,10 +72,7 @@ class Control:
         self._socket.close()
         self._socket = None
         self._talks.kill()
-        try:
-            os.unlink(self._path)
-        except FileNotFoundError:
-            pass
+        unlink_if_there(self._path)
 
     def _accept(self) -> None:
         assert self._socket is not None

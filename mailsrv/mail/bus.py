@@ -7,7 +7,7 @@ peer's full socket does not take now is kept as a set of ids and sent when it ca
 becomes "anything": never nothing. A peer that is gone is not waited for: a process that starts has no state that could
 be stale. Another carrier (a database's notifications, say) would offer the same two methods.
 
-Imports: mail.following, mail.notify, log, values, gevent.
+Imports: mail.following, mail.notify, store.files, log, values, gevent.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import time
 import gevent
 
 from mailsrv import log
-from mailsrv.mail.following import Followed, Following, remove
+from mailsrv.mail.following import Followed, Following
 from mailsrv.mail.notify import Registry
+from mailsrv.store.files import unlink_if_there
 from mailsrv.values import AccountId, MailboxId
 
 RECORD = struct.Struct("!QI")
@@ -65,7 +66,7 @@ class Bus:
 
     def start(self) -> None:
         """Listen, then forward what this process publishes. Before any mailbox is opened."""
-        remove(self._path)  # of a process that was killed
+        unlink_if_there(self._path)  # of a process that was killed
         self._following.open()  # before others find the socket
         for mailbox in self._registry.followed:
             self._following.add(mailbox)
@@ -93,7 +94,7 @@ class Bus:
             if self._sender is not None:
                 self._sender.close()
                 self._sender = None
-            remove(self._path)
+            unlink_if_there(self._path)
             self._following.close()
 
     def _find_peers(self) -> None:
@@ -217,8 +218,8 @@ def _is_there(path: str) -> bool:
 
 def _clear(path: str) -> None:
     """Of a process that was killed."""
-    remove(path)
-    remove(_table(path))
+    unlink_if_there(path)
+    unlink_if_there(_table(path))
 
 
 def tell_everything(directory: str) -> int:

@@ -6,7 +6,7 @@ what concerns nobody. The table is a file of the run directory that all map into
 mailboxes: a process may be told of one that it does not follow, never the other way about. Where there is no table
 everything is told.
 
-Imports: log, values.    docs/decisions/0043-told-is-who-follows.md.
+Imports: store.files, log, values.    docs/decisions/0043-told-is-who-follows.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 from collections import Counter
 
 from mailsrv import log
+from mailsrv.store.files import unlink_if_there
 from mailsrv.values import MailboxId
 
 SLOTS = 64 * 1024
@@ -36,7 +37,7 @@ class Following:
 
     def open(self) -> None:
         """A new file: whoever has one of an earlier process of this name mapped keeps that, and finds another here."""
-        remove(self._path)
+        unlink_if_there(self._path)
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "r+b", buffering=0) as file:
@@ -44,7 +45,7 @@ class Following:
                 self._table = mmap.mmap(file.fileno(), SLOTS)
         except OSError as failure:
             log.warning("no table of followed mailboxes", path=self._path, error=str(failure))
-            remove(self._path)
+            unlink_if_there(self._path)
 
     def add(self, mailbox: MailboxId) -> None:
         """Told of from now on. Counted: `remove` as often."""
@@ -62,7 +63,7 @@ class Following:
                 self._table[slot] = 0
 
     def close(self) -> None:
-        remove(self._path)
+        unlink_if_there(self._path)
         if self._table is not None:
             self._table.close()
             self._table = None
@@ -89,10 +90,3 @@ class Followed:
 
     def __contains__(self, mailbox: MailboxId) -> bool:
         return self._table is None or self._table[_slot(mailbox)] != 0
-
-
-def remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass

@@ -217,16 +217,12 @@ class Scheduled:
 
     def _follow(self, account: Account, mailbox: MailboxId | None) -> None:
         """Only that one of the account: a new one, or one with a new name, is told of to everyone."""
-        before = self._followed.get(account.id)
-        if mailbox == before:
-            return
+        before = self._followed.pop(account.id, None)
         if mailbox is not None:
             self._mailboxes.registry.follow(mailbox)
             self._followed[account.id] = mailbox
         if before is not None:
             self._mailboxes.registry.unfollow(before)
-            if mailbox is None:
-                del self._followed[account.id]
 
     def _bring_together(self, account: Account) -> bool:
         """Each message has an entry, or goes back. False: something could not be done now."""

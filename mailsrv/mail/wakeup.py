@@ -3,7 +3,7 @@
 A wake-up that is lost costs time, never mail: the runner lists its directories now and then. What the socket does not
 take at once is sent a moment later; of too many, only "look at everything" is sent.
 
-Imports: log, gevent.
+Imports: store.files, log, gevent.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 import gevent
 
 from mailsrv import log
+from mailsrv.store.files import unlink_if_there
 
 NAME = "queue.sock"
 EVERYTHING = b"*"
@@ -39,10 +40,7 @@ class Wakeups:
         self._looking: gevent.Greenlet | None = None
 
     def start(self) -> None:
-        try:
-            os.unlink(self._path)  # of a runner that was killed
-        except FileNotFoundError:
-            pass
+        unlink_if_there(self._path)  # of a runner that was killed
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._path)
         os.chmod(self._path, 0o600)
@@ -71,10 +69,7 @@ class Wakeups:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            try:
-                os.unlink(self._path)
-            except FileNotFoundError:
-                pass
+            unlink_if_there(self._path)
 
 
 class Waker:

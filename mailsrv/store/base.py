@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
@@ -81,9 +81,16 @@ class _OpenIndexes:
             self._stores.move_to_end(id(store))
             surplus = len(self._stores) - MOST_OPEN_INDEXES
             over = list(self._stores.values())[:surplus] if surplus > 0 else ()
-        for old in over:
-            if old.close_if_free():
-                self.closed(old)
+        self.close(over)
+
+    def close(self, stores: Iterable[StoreBase]) -> int:
+        """How many were free and are closed now."""
+        count = 0
+        for store in stores:
+            if store.close_if_free():
+                self.closed(store)  # at once: it may be opened again while the next one is synced
+                count += 1
+        return count
 
     def closed(self, store: StoreBase) -> None:
         with self._lock:
@@ -115,12 +122,7 @@ def indexes_opened_lately() -> bool:
 
 def rest_indexes() -> int:
     """Close the index connections of this process that nobody uses, and say how many; they open again when asked."""
-    closed = 0
-    for store in _open_indexes.unused():
-        if store.close_if_free():
-            _open_indexes.closed(store)
-            closed += 1
-    return closed
+    return _open_indexes.close(_open_indexes.unused())
 
 
 class StoreBase:

@@ -123,6 +123,13 @@ def unlink(path: str) -> None:
     os.unlink(path)
 
 
+def unlink_if_there(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 def unlink_quietly(path: str) -> None:
     try:
         os.unlink(path)
