@@ -6,9 +6,10 @@ import platform
 
 from mailsrv import counters
 from tests.soak.run import LIMITS
+from tests.soak.slope import SETTLED_SECONDS, WARM_UP_SECONDS
 
 MIB = 1024 * 1024
-UNITS = {"memory": (MIB, "MiB PSS"), "descriptors": (1, ""), "threads": (1, ""), "greenlets": (1, "")}
+UNITS = {"memory": (MIB, "MiB"), "descriptors": (1, ""), "threads": (1, ""), "greenlets": (1, "")}
 
 
 def _number(value, figure):
@@ -30,12 +31,15 @@ def written(soak, command):
         f" {len(soak.killed)} workers were killed (SIGKILL), {soak.reloads} times settings were reloaded (SIGHUP)."
     )
     how = (
-        "A line through the samples after the warm-up (five and a half minutes, or half of a shorter time): per cent of"
-        "\nthe mean in an hour, with 95 % bounds. A figure fails when its lower bound is beyond the limit, that of both"
-        f"\nhalves as well, and the growth is more than counts ({counted})."
-        "\nIt is flat when the upper bound is within the limit, that of all or of the later half, or the growth less"
-        "\nthan counts."
-        " Undecided: a longer run says more. A leak is seen from so many per cent of the mean in an hour on."
+        "Memory is each process's own: its anonymous pages, which no other process makes more or fewer. Judged is\n"
+        f"what came {WARM_UP_SECONDS:g} seconds after that very process started, if that is {SETTLED_SECONDS:g} "
+        "seconds or more. A line through\nthose samples: per cent of the mean in an hour, with 95 % bounds. A figure "
+        "fails when its lower bound is beyond\nthe limit, that of both halves as well, and the growth is more than "
+        f"counts\n({counted}).\n"
+        "It is flat when the upper bound is within the limit, that of all or of the later half, or the growth less\n"
+        'than counts. Undecided: a longer run says more. What grows by as much as is said under "seen from" (per\n'
+        "cent of the mean in an hour) fails, however the figure wavers. Of each worker, the queue and the supervisor\n"
+        "each figure has to be decided for one process at least, else the run has shown nothing of it and fails."
     )
     sections = [
         "# Soak",
@@ -45,8 +49,11 @@ def written(soak, command):
         *(["\n".join(f"- {one}" for one in failed[:50])] if failed else []),
         "## What each process used",
         how,
-        _table(["process", "figure", "mean", "% in an hour", "95 % bounds", "seen from", "verdict"], _slopes(soak)),
-        "## Memory over time, MiB PSS",
+        _table(
+            ["process", "figure", "judged", "mean", "% in an hour", "95 % bounds", "seen from", "verdict"],
+            _slopes(soak),
+        ),
+        "## Memory over time, MiB",
         _table(["process", *(f"{tenth * 10} %" for tenth in range(1, 11))], _memory(soak)),
         "## How late the event loops were",
         _delays(soak.sampler.delays),
@@ -62,20 +69,30 @@ def _table(head, rows):
 
 
 def _slopes(soak):
+    judged = {pid for _, pid, _, slope in soak.slopes() if slope is not None}
     for name, pid, figure, slope in soak.slopes():
+        process = f"{name} ({pid})"
         if slope is not None:
-            bounds = f"{slope.low:+.1f} to {slope.high:+.1f}"
+            ended = f" (killed at {soak.killed[pid]:.0f} s)" if pid in soak.killed else ""
             yield (
-                f"{name} ({pid})",
+                process,
                 figure,
+                f"{slope.begin:.0f} to {slope.end:.0f} s",
                 _number(slope.mean, figure),
                 f"{slope.per_hour:+.1f}",
-                bounds,
+                f"{slope.low:+.1f} to {slope.high:+.1f}",
                 f"{slope.seen:.0f}",
-                slope.verdict,
+                slope.verdict + ended,
             )
-        elif figure == "memory":
-            yield f"{name} ({pid})", "all", "", "", "", "", "killed" if pid in soak.killed else "too short to judge"
+        elif pid in judged or figure == "memory":
+            yield process, figure if pid in judged else "all", "", "", "", "", "", _life(soak, name, pid)
+
+
+def _life(soak, name, pid):
+    began = soak.sampler.started.get((name, pid), 0.0)
+    if pid in soak.killed:
+        return f"killed after {soak.killed[pid] - began:.0f} s: too short to judge"
+    return "too short to judge"
 
 
 def _memory(soak):

@@ -5,24 +5,26 @@ import random
 import re
 import signal
 import time
+from collections import defaultdict
 
 import gevent
 
+from mailsrv.daemon import PARTS
 from mailsrv.store.compare import compare
 from tests.conftest import USERS
 from tests.daemon.conftest import until
 from tests.model.responses import Fault
 from tests.soak.actors import Appender, Comer, Fetcher, Idler, Keeper, Ledger, Searcher, Sender
-from tests.soak.sampling import Sampler
+from tests.soak.sampling import FIGURES, Sampler
 from tests.soak.slope import judge
 
 CAST = ((Idler, 6), (Fetcher, 1), (Searcher, 1), (Appender, 1), (Sender, 2), (Comer, 1))  # of each user
 SAMPLES = 200
-LOOKS_FOR_A_QUESTION = 8
+LOOKS_FOR_A_QUESTION = 4
 LEAST_LOOKS = 3 * LOOKS_FOR_A_QUESTION
 # Per cent in an hour; what less than this in the time looked at does not count.
 LIMITS = {"memory": (20.0, 1024 * 1024), "descriptors": (20.0, 5), "threads": (20.0, 3), "greenlets": (20.0, 10)}
-KILLS = (0.1, 0.2, 0.3)  # of the time: the last life of that worker is long enough to be judged
+KILLS = (0.05, 0.1, 0.15)  # of the time: the last life of that worker is judged for nearly as long as the others
 RELOADS = 10
 PUSH_SECONDS = 30.0
 LATE_SECONDS = 60.0
@@ -35,7 +37,7 @@ class Soak:
         self.ledger = Ledger()
         self.sampler = Sampler(server)
         self.ending = False
-        self.killed, self.reloads = [], 0
+        self.killed, self.reloads = {}, 0  # pid -> seconds since the beginning
         self.keepers = [Keeper(self, f"K{user}", user) for user in USERS]
         self.actors = [
             make(self, f"{make.__name__[0]}{user}{number}", user) for user in USERS for make, count in CAST
@@ -79,7 +81,7 @@ class Soak:
         if len(workers) < 2 or (pid := workers[max(workers)]) in self.killed or pid not in sampled:
             return False
         os.kill(pid, signal.SIGKILL)
-        self.killed.append(pid)
+        self.killed[pid] = self.sampler.seconds()
         return True
 
     def settle(self):
@@ -121,14 +123,39 @@ class Soak:
             self.ledger.wrong.append(f"{idler.name}: {failure}")
 
     def slopes(self):
-        """(process, pid, figure, Slope or None) of what can be judged or was too short."""
+        """(process, pid, figure, Slope, or None if the time was too short to judge)."""
         rows = []
         for (name, pid), figures in sorted(self.sampler.series.items()):
             for figure, samples in figures.items():
-                limit, least = LIMITS[figure]
-                alive = pid not in self.killed
-                rows.append((name, pid, figure, judge(samples, limit=limit, least=least) if alive else None))
+                if samples:
+                    limit, least = LIMITS[figure]
+                    started = self.sampler.started.get((name, pid))
+                    rows.append((name, pid, figure, judge(samples, limit=limit, least=least, started=started)))
         return rows
+
+    def roles(self):
+        """What the server consists of, whichever process did it at the time."""
+        workers = self.server.settings["server.workers"]
+        return (
+            ["supervisor", *(f"worker-{number}" for number in range(workers)), *PARTS]
+            if workers > 1
+            else ["supervisor"]
+        )
+
+    def unproven(self):
+        """(role, figure, why) of which no process of the role was found to grow or not to."""
+        found = defaultdict(list)
+        for name, _, figure, slope in self.slopes():
+            found[name, figure].append(slope)
+        for role in self.roles():
+            for figure in FIGURES:
+                slopes = found[role, figure]
+                if (role, figure) == ("supervisor", "greenlets") and not slopes:
+                    continue  # it has none, and answers no questions
+                if not any(slopes):
+                    yield role, figure, "none of its processes was looked at for long enough"
+                elif all(slope is None or slope.verdict == "undecided" for slope in slopes):
+                    yield role, figure, "undecided, a longer run says more"
 
     def failed(self):
         """What is wrong, in words; nothing if all is well."""
@@ -136,4 +163,5 @@ class Soak:
             f"{figure} of {name} ({pid}) grows by {slope.per_hour:.0f} % in an hour (at least {slope.low:.0f})"
             for name, pid, figure, slope in self.slopes() if slope is not None and slope.verdict == "grows"
         ]  # fmt: skip
-        return [*growing, *self.ledger.problems()]
+        unproven = [f"nothing is shown of the {figure} of {role}: {why}" for role, figure, why in self.unproven()]
+        return [*growing, *unproven, *self.ledger.problems()]

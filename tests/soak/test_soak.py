@@ -27,11 +27,25 @@ def test_nothing_is_lost_while_workers_are_killed_and_settings_reloaded(
         assert len(steady) == 1 and all(len(samples) > 2 for samples in steady[0].values())
         assert sum(soak.sampler.delays[:-1]) > 0
         text = written(soak, "bin/run-soak --minutes 0.3")
-        assert "0 lost" in text and "| worker-0 (" in text and "killed |" in text
-        # A leak in what was sampled is called one.
-        samples = steady[0]["memory"]
-        samples[:] = [(float(at), 30e6 + at * 1e5 + at % 3) for at in range(200)]
-        assert any("memory of worker-0" in one for one in soak.failed())
+        assert "0 lost" in text and "| worker-0 (" in text and text.count(" s: too short to judge |") == 3
+        # So short a run has shown nothing, of any role, and says so.
+        unproven = {role for role, *_ in soak.unproven()}
+        assert unproven == {"supervisor", "worker-0", "worker-1", "queue"}
+        assert any("nothing is shown of the memory of worker-1" in one for one in soak.failed())
+        # A level figure, had it been sampled for longer, is flat; a leak is called one, and by the process's name.
+        longer = range(400)
+        for (name, pid), figures in soak.sampler.series.items():
+            for samples in figures.values():
+                if pid not in soak.killed and (samples or name != "supervisor"):
+                    samples[:] = [(float(at), 30e6 + at % 3) for at in longer]
+        assert soak.failed() == [] and "**Result: nothing grows, nothing is lost.**" in written(soak, "")
+        steady[0]["memory"][:] = [(float(at), 30e6 + at * 1e5 + at % 3) for at in longer]
+        [leak] = soak.failed()
+        assert leak.startswith("memory of worker-0 (")
+        # What wavers too much to be decided has not been shown to be flat.
+        steady[0]["memory"][:] = [(float(at), 30e6 + 8e6 * (at > 380)) for at in longer]
+        [undecided] = soak.failed()
+        assert undecided.startswith("nothing is shown of the memory of worker-0: undecided")
         assert server.stop() == 0
     finally:
         server.close()

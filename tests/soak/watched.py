@@ -1,7 +1,9 @@
 """`python -m tests.soak.watched serve …`: the server, which also answers how many greenlets a process has.
 
-The page cache of an index fills up to a megabyte, with 60 octets of each message that comes and goes: in the soak that
-takes a quarter of an hour, and looks like a leak meanwhile. Here it is small, and full before anything is judged.
+What it keeps on purpose has a bound, and fills up to it by some octets of each message that comes and goes: the page
+cache of an index to a megabyte, what changed in a mailbox to 4096 changes (half a megabyte of each), the figures that
+percentiles are made of to 2048. In the soak that takes a quarter of an hour, and looks like a leak meanwhile. Here the
+bounds are small, and what they hold is full before anything is judged.
 """
 
 # ruff: noqa: E402  (patch first, import then)
@@ -12,14 +14,29 @@ monkey.patch_all()
 
 import gc
 import sys
+from collections import Counter, deque
+from itertools import chain
 
 from greenlet import greenlet
 
+from mailsrv import counters
 from mailsrv.cli import main
+from mailsrv.mail import mailbox
 from mailsrv.store.sqlite import SqliteIndex
 from mailsrv.vitals import Vitals
 
 PAGE_CACHE_KIB = 256
+CHANGES_KEPT = 256
+FIGURES_KEPT = 256
+
+
+def greenlets():
+    """How many there are. In C from the first object to the last, so that no other thread runs meanwhile: a tuple that
+    one is about to make out of a generator is among the objects, must have no second holder when it is finished, and
+    fails with a SystemError else (bpo-15108).
+    """
+    kinds = Counter(map(type, chain.from_iterable(map(gc.get_objects, (None,)))))
+    return sum(count for kind, count in kinds.items() if issubclass(kind, greenlet))
 
 
 def count_greenlets():
@@ -27,7 +44,7 @@ def count_greenlets():
 
     def init(self, server, **more):
         begin(self, server, **more)
-        server.control.answer("greenlets", lambda question: sum(isinstance(one, greenlet) for one in gc.get_objects()))
+        server.control.answer("greenlets", lambda question: greenlets())
 
     Vitals.__init__ = init
 
@@ -42,7 +59,18 @@ def limit_page_caches():
     SqliteIndex._open = opened
 
 
+def limit_histories():
+    mailbox.LOG_LENGTH = CHANGES_KEPT
+
+    def init(samples):
+        samples._kept = deque(maxlen=FIGURES_KEPT)
+
+    counters.Samples.__init__ = init
+    counters.pushes.__init__()  # it is there already
+
+
 if __name__ == "__main__":
     count_greenlets()
     limit_page_caches()
+    limit_histories()
     sys.exit(main())
