@@ -153,9 +153,9 @@ class Soak:
                 if (role, figure) == ("supervisor", "greenlets") and not slopes:
                     continue  # it has none, and answers no questions
                 if not any(slopes):
-                    yield role, figure, "none of its processes was looked at for long enough"
+                    yield role, figure, "all its processes were too short to judge"
                 elif all(slope is None or slope.verdict == "undecided" for slope in slopes):
-                    yield role, figure, "undecided, a longer run says more"
+                    yield role, figure, "a longer run has to decide"
 
     def failed(self):
         """What is wrong, in words; nothing if all is well."""
@@ -163,5 +163,8 @@ class Soak:
             f"{figure} of {name} ({pid}) grows by {slope.per_hour:.0f} % in an hour (at least {slope.low:.0f})"
             for name, pid, figure, slope in self.slopes() if slope is not None and slope.verdict == "grows"
         ]  # fmt: skip
-        unproven = [f"nothing is shown of the {figure} of {role}: {why}" for role, figure, why in self.unproven()]
+        unproven = defaultdict(list)
+        for role, figure, why in self.unproven():
+            unproven[role, why].append(figure)
+        unproven = [f"nothing is shown of {role}: {why}: {', '.join(what)}" for (role, why), what in unproven.items()]
         return [*growing, *unproven, *self.ledger.problems()]
