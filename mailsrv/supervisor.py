@@ -5,7 +5,7 @@ Its children are the workers, each serving all listeners, and one for each part 
 between forks there must be nothing that could wake in a child. A child whose supervisor dies is told by the kernel and
 drains, so that the ports are free again. With one worker there is no supervisor: one process does everything.
 
-Imports: start, daemon, privileges, detach, pidfile, handover, heartbeat, systemd, config, log.
+Imports: start, daemon, behind, privileges, detach, pidfile, handover, heartbeat, systemd, config, log.
 prctl(2) PR_SET_PDEATHSIG, S27.
 """
 
@@ -17,14 +17,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 import gevent
 from gevent.monkey import get_original
 from gevent.socket import wait_read
 
-from mailsrv import log, privileges, systemd
+from mailsrv import behind, log, privileges, systemd
+from mailsrv.behind import Behind
 from mailsrv.config import Config
 from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, WANTED, Server
 from mailsrv.detach import Starter, detach
@@ -91,6 +91,7 @@ def _start(
     """Everything that root is for, then everything that it is not for; what is left is to run."""
     identity = privileges.wanted(config)
     privileges.raise_descriptor_limit()
+    behind.allow_return()
     privileges.prepare(config, identity)
     bound = bind_all(config, before.sockets)
     context = tls_context(config)
@@ -245,20 +246,12 @@ def _children(workers: int, bound: list[Bound], context: ServerContext | None) -
     for part in PARTS:
 
         def attend(config: Config, beat: Callable[[], None], restarts: int, part: str = part) -> None:
-            _step_back()
+            gevent.spawn(Behind().keep)
             for one in bound:
                 one.socket.close()
             Server(config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat).run()
 
         yield Child(part, attend, serves=False)
-
-
-def _step_back() -> None:
-    """This process and its threads have their share of the processors, and no more take one from a worker when they
-    wake: mail may leave a moment later, a push may not wait. sched(7), SCHED_BATCH.
-    """
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _noted(number: int, frame: object) -> None:

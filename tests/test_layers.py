@@ -27,6 +27,7 @@ TOP = {
     "__main__",
     "audit",
     "authority",
+    "behind",
     "certificates",
     "cli",
     "config",
@@ -61,12 +62,12 @@ TOP = {
     "vitals",
 }
 GEVENT = {
-    "__main__", "audit", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.beats", "imap.idle",
-    "imap.mailboxes", "imap.session", "libraries", "log", "mail.bus", "mail.canary", "mail.delivery", "mail.gate",
-    "mail.mailbox", "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue", "mail.scheduled",
-    "mail.together", "mail.turns", "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial", "net.https", "net.listener",
-    "net.resolver", "net.stream", "quickstart", "rotation", "settings", "store.arrivals", "store.base", "store.entry",
-    "store.files", "store.spool", "supervisor", "systemd", "ticker", "vitals",
+    "__main__", "audit", "behind", "cli.people", "control", "daemon", "detach", "expiry", "handover", "imap.beats",
+    "imap.idle", "imap.mailboxes", "imap.session", "libraries", "log", "mail.bus", "mail.canary", "mail.delivery",
+    "mail.gate", "mail.mailbox", "mail.notify", "mail.outbox", "mail.passwords", "mail.pushes", "mail.queue",
+    "mail.scheduled", "mail.together", "mail.turns", "mail.upkeep", "mail.wakeup", "mail.watch", "net.dial",
+    "net.https", "net.listener", "net.resolver", "net.stream", "quickstart", "rotation", "settings", "store.arrivals",
+    "store.base", "store.entry", "store.files", "store.spool", "supervisor", "systemd", "ticker", "vitals",
 }  # fmt: skip
 
 

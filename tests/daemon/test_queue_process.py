@@ -68,10 +68,13 @@ def test_b21_a_killed_runner_is_replaced_and_goes_on(daemon, imap):
 
 
 def test_no_thread_of_the_runner_takes_the_processor_from_a_worker(daemon):
+    """It runs behind the workers, or beside them where the machine has no room, or the system no way back."""
     server = daemon(**{"server.workers": 2})
     submit(server, NOWHERE, "To nowhere")
     until(lambda: waiting(server)["entries"] == 0, "the entry ended")
-    assert schedulers(runner_pid(server)) == {os.SCHED_BATCH}
+    until(lambda: schedulers(runner_pid(server)) in ({os.SCHED_IDLE}, {os.SCHED_BATCH}), "all threads have gone there")
+    if os.geteuid() == 0:
+        until(lambda: schedulers(runner_pid(server)) == {os.SCHED_IDLE}, "it is behind the workers")
     until(lambda: len(server.workers()) == 2, "two workers")
     assert [schedulers(pid) for pid in server.workers()] == [{os.SCHED_OTHER}] * 2
     assert server.stop() == 0

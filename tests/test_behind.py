@@ -1,0 +1,161 @@
+"""The runner's process runs behind the workers while there is room, and takes its share where there is none."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from mailsrv import behind
+from mailsrv.behind import Behind
+
+SPIN = "while True: pass"
+KEEP = """
+import gevent, os, resource, sys, time
+from mailsrv import behind, log
+log.configure(level="debug")
+gevent.get_hub()
+behind.SHARE_SECONDS = 1.0
+{before}
+def work():
+    while True:
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+        gevent.sleep(0.005)
+gevent.spawn(work)
+place = behind.Behind()
+print("begins", os.sched_getscheduler(0), flush=True)
+place.keep()
+print("ends", os.sched_getscheduler(0), flush=True)
+"""
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    made = []
+    monkeypatch.setattr(behind, "_move", made.append)
+    return made
+
+
+class Hour:
+    """A clock, and what the process did until then."""
+
+    def __init__(self):
+        self.now = self.worked = self.waited = 0.0
+        self.place = Behind(lambda: (self.worked, self.waited), lambda: self.now)
+
+    def second(self, worked, waited):
+        self.now, self.worked, self.waited = self.now + 1, self.worked + worked, self.waited + waited
+        self.place.look()
+        return self.place.behind
+
+
+def test_begins_beside_the_others_and_steps_behind_them_where_there_is_room(moves):
+    hour = Hour()
+    assert moves == [os.SCHED_BATCH]
+    assert not hour.second(worked=0.4, waited=0.3)
+    assert hour.second(worked=0.4, waited=0.2)
+    assert moves == [os.SCHED_BATCH, os.SCHED_IDLE]
+
+
+def test_takes_its_share_where_it_waits_longer_than_it_works_and_keeps_it_for_a_while(moves):
+    hour = Hour()
+    assert hour.second(worked=0.0, waited=0.0)
+    assert hour.second(worked=0.4, waited=0.4)
+    assert not hour.second(worked=0.01, waited=0.9)
+    assert [hour.second(worked=0.5, waited=0.0) for _ in range(10)] == [False] * 9 + [True]
+    assert moves == [os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_BATCH, os.SCHED_IDLE]
+
+
+def test_the_waits_of_who_does_hardly_anything_move_nobody(moves):
+    hour = Hour()
+    assert [hour.second(worked=0.001, waited=0.09) for _ in range(20)] == [True] * 20
+    assert len(moves) == 2
+
+
+def run(before="", **more):
+    words = [sys.executable, "-c", KEEP.format(before=before)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def end(process):
+    process.kill()
+    process.wait()
+
+
+def lines_until(stream, word):
+    for line in stream:
+        if word in line:
+            return line
+    raise AssertionError(f"ended before {word!r}")
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_is_starved_behind_the_others_takes_its_share_until_they_rest():
+    """With four others for each processor. They are of one session: sessions have their shares of the machine."""
+    spinning = []
+    with run() as process:
+        try:
+            lines_until(process.stderr, "to=behind")
+            assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+            spinning += [
+                subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(4 * len(os.sched_getaffinity(0)))
+            ]
+            lines_until(process.stderr, "to=beside")
+            assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
+            while spinning:
+                end(spinning.pop())
+            lines_until(process.stderr, "to=behind")
+        finally:
+            for one in [*spinning, process]:
+                end(one)
+
+
+def test_nobody_steps_behind_who_could_not_come_back():
+    before = """
+resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+"""
+    with run(before) as process:
+        out, err = process.communicate(timeout=50)
+    assert out.splitlines() == [f"begins {os.SCHED_BATCH}", f"ends {os.SCHED_BATCH}"], err
+    assert "stays-beside" in err and "LimitNICE" in err
+
+
+def test_what_root_could_allow_before_it_was_left_behind_decides():
+    before = """
+behind.allow_return()
+if os.geteuid() == 0:
+    os.setresuid(65534, 65534, 65534)
+"""
+    with run(before) as process:
+        try:
+            process.stdout.readline()
+            with open(f"/proc/{process.pid}/limits") as limits:
+                limit = re.search(r"(?m)^Max nice priority +(\w+)", limits.read())[1]
+            allowed = limit == "unlimited" or int(limit) >= 20
+            assert lines_until(process.stderr, "to=behind" if allowed else "stays-beside")
+        finally:
+            end(process)
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked"),
+    [
+        ((0, 0), [(20, 20)]),
+        ((0, 40), [(20, 40)]),
+        ((20, 20), []),
+        ((40, 40), []),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
+    ],
+)
+def test_coming_back_needs_a_limit_of_twenty(monkeypatch, limits, asked):
+    seen = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, values: seen.append(values))
+    behind.allow_return()
+    assert seen == asked
