@@ -115,8 +115,8 @@ class Daemon:
         return Path(self.settings["server.data_dir"]) / "mail" / self.domain / name / "Maildir"
 
     def files(self, name: str) -> list[Path]:
-        """The message files of an INBOX."""
-        return [path for sub in ("new", "cur") for path in (self.maildir(name) / sub).iterdir()]
+        """The message files of an INBOX, which need not be there yet."""
+        return [path for sub in ("new", "cur") for path in (self.maildir(name) / sub).glob("*")]
 
 
 @pytest.fixture(scope="session")
