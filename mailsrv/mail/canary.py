@@ -137,7 +137,7 @@ class Canary:
             message.write(b"Subject: Is mail stored and pushed?\r\n\r\nIt is, if somebody notices this.\r\n")
             message.commit(time.monotonic())
         for uid in old:  # all have had time to see them
-            mail.remove(number, uid)
+            mail.remove(number, [uid])
 
 
 class _NoTrace:

@@ -603,9 +603,9 @@ class AccountMail:
         if self.run(self.store.store_flags, number, [uid], op, flags, keywords).changed:
             self._owner.registry.publish(MailboxId(self.account.id, number))
 
-    def remove(self, number: int, uid: int) -> None:
-        """One message, marked deleted or not; announced."""
-        if self.run(self.store.remove, number, uid):
+    def remove(self, number: int, uids: Sequence[int]) -> None:
+        """Messages, marked deleted or not; announced."""
+        if self.run(self.store.remove, number, uids):
             self._owner.registry.publish(MailboxId(self.account.id, number))
 
     def move(self, number: int, uid: int, target: MailboxInfo) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import gevent
@@ -26,6 +26,8 @@ from mailsrv.errors import AccountNotFound, MailboxExists, MailboxNotFound, Mail
 from mailsrv.mail.accounts import Accounts
 from mailsrv.mail.mailbox import AccountMail, Mailboxes
 from mailsrv.mail.queue import Queue
+from mailsrv.mail.together import Together
+from mailsrv.store.account import AccountStore
 from mailsrv.store.entry import Entry, EntryDamaged
 from mailsrv.store.files import COPY_BYTES, Incoming, offload
 from mailsrv.store.spool import EntryGone
@@ -37,6 +39,7 @@ DEFERRED, HELD, SCHEDULED = "$Deferred", "$Held", "$Scheduled"
 STATES = (DEFERRED, HELD, SCHEDULED)
 FIRST_OCTETS = 100  # of a copy, in which its first line is
 LOOKED_AT_ONCE = 50
+LOTS_AT_ONCE = 2
 SUBMITTED = "submission"  # the service whose entries are shown
 _NAMED = re.compile(rb"X-Mailsrv-Queue-Id: ([0-9a-f]{6,40})\r\n")
 
@@ -55,6 +58,8 @@ class Outbox:
 
     def __init__(self, mailboxes: Mailboxes) -> None:
         self._mailboxes = mailboxes
+        self._presence = Together(self._are_there, lambda: LOTS_AT_ONCE)
+        self._removal = Together(self._remove, lambda: LOTS_AT_ONCE)
 
     def show(self, account: Account, id: str, path: str, states: Sequence[str]) -> Shown | None:
         """Put a copy of the message file into the account's Outbox; None if it cannot be (a full mailbox, say).
@@ -91,7 +96,7 @@ class Outbox:
         mail, number = self._mailboxes.account(account), shown.mailbox.number
         others = [state for state in STATES if state not in states]
         try:
-            if self._holds(mail, shown):
+            if self._presence((account, shown)):
                 mail.change_flags(number, shown.uid, FlagOp.REMOVE, others)
                 mail.change_flags(number, shown.uid, FlagOp.ADD, [PENDING, *states])
         except MailError as failure:
@@ -100,37 +105,44 @@ class Outbox:
     def withdrawn(self, account: Account, shown: Shown) -> bool:
         """Whether the owner removed the message. A mailbox that cannot be read, or is another one, says nothing."""
         try:
-            return not self._holds(self._mailboxes.account(account), shown)
+            return not self._presence((account, shown))
         except MailError:
             return False
 
-    def removed(self, account: Account, shown: Sequence[Shown]) -> set[Shown]:
-        """Which of them, all of one mailbox, the owner removed. As with `withdrawn`, an unreadable one says nothing."""
-        if not shown:
-            return set()
+    def removed(self, account: Account, some: Mapping[str, Shown]) -> list[str]:
+        """Which of these entries, all shown in one mailbox, the owner removed. As with `withdrawn`, a mailbox that
+        cannot be read says nothing.
+        """
         mail = self._mailboxes.account(account)
         try:
-            snapshot = mail.run(mail.store.snapshot, shown[0].mailbox.number)
+            return mail.run_long(_removed, mail.store, some) if some else []
         except MailError:
-            return set()
-        there = set(snapshot.uids)
-        return {one for one in shown if one.uidvalidity == snapshot.uidvalidity and one.uid not in there}
-
-    def _holds(self, mail: AccountMail, shown: Shown) -> bool:
-        info = mail.run(mail.store.mailbox_numbered, shown.mailbox.number)
-        if info.uidvalidity != shown.uidvalidity:
-            raise MailboxNotFound("The mailbox is another one now")
-        mail.run(mail.store.reconcile, shown.mailbox.number)  # another program may have removed the file
-        return bool(mail.run(mail.store.rows, shown.mailbox.number, [shown.uid]))
+            return []
 
     def hide(self, account: Account, shown: Shown) -> None:
         """The entry has ended: take its copy away."""
-        mail = self._mailboxes.account(account)
         try:
-            if self._holds(mail, shown):
-                mail.remove(shown.mailbox.number, shown.uid)
+            self._removal((account, shown))
         except MailError as failure:
             log.warning("sent message still shown", account=str(account.address), uid=shown.uid, reason=str(failure))
+
+    def _are_there(self, lot: Sequence[tuple[Account, Shown]]) -> Sequence[bool | Exception]:
+        return _in_each_mailbox(lot, self._holds)
+
+    def _remove(self, lot: Sequence[tuple[Account, Shown]]) -> Sequence[bool | Exception]:
+        return _in_each_mailbox(lot, self._take_away)
+
+    def _holds(self, account: Account, some: Sequence[Shown]) -> set[Shown]:
+        """Which of them, of one mailbox, are there. MailError if it is another one now."""
+        mail, uids = self._mailboxes.account(account), sorted(one.uid for one in some)
+        there = mail.run(_present, mail.store, some[0].mailbox.number, some[0].uidvalidity, uids)
+        return {one for one in some if one.uid in there}
+
+    def _take_away(self, account: Account, some: Sequence[Shown]) -> set[Shown]:
+        there = self._holds(account, some)
+        if there:
+            self._mailboxes.account(account).remove(some[0].mailbox.number, sorted(one.uid for one in there))
+        return there
 
     def shown(self, account: Account) -> list[Shown]:
         """What the account's Outbox holds, whoever put it there; nothing where there is no Outbox."""
@@ -149,6 +161,40 @@ class Outbox:
         texts = mail.run(mail.store.beginnings, number, list(known), FIRST_OCTETS)
         named = [(known[uid], _NAMED.match(text)) for uid, text in texts]
         return [(one, found[1].decode()) for one, found in named if found is not None]
+
+
+def _in_each_mailbox(
+    lot: Sequence[tuple[Account, Shown]], act: Callable[[Account, Sequence[Shown]], set[Shown]]
+) -> list[bool | Exception]:
+    """For each of the lot whether `act`, done once for each mailbox, found it there, or why that is not known."""
+    outcomes: dict[Shown, bool | Exception] = {}
+    some: dict[tuple[MailboxId, int], list[Shown]] = {}
+    for _, shown in lot:
+        some.setdefault((shown.mailbox, shown.uidvalidity), []).append(shown)
+    accounts = {account.id: account for account, _ in lot}
+    for (mailbox, _), wanted in some.items():
+        try:
+            found = act(accounts[mailbox.account], wanted)
+        except MailError as failure:
+            outcomes.update(dict.fromkeys(wanted, failure))
+        else:
+            outcomes.update((shown, shown in found) for shown in wanted)
+    return [outcomes[shown] for _, shown in lot]
+
+
+def _present(store: AccountStore, number: int, uidvalidity: int, uids: Sequence[int]) -> set[int]:
+    """Which of the messages (ascending) are there, as its directory says now; runs in a thread."""
+    if store.mailbox_numbered(number).uidvalidity != uidvalidity:
+        raise MailboxNotFound("The mailbox is another one now")
+    store.reconcile(number)  # another program may have removed a file
+    return {row.uid for row in store.rows(number, uids)}
+
+
+def _removed(store: AccountStore, some: Mapping[str, Shown]) -> list[str]:
+    """Entries whose message is not there any more; runs in a thread, for they may be many."""
+    snapshot = store.snapshot(next(iter(some.values())).mailbox.number)
+    there = set(snapshot.uids)
+    return [id for id, one in some.items() if one.uidvalidity == snapshot.uidvalidity and one.uid not in there]
 
 
 class Showing:
@@ -304,10 +350,8 @@ class Showing:
             while self._looks[mailbox]:
                 self._looks[mailbox] = False
                 watched = dict(self._watched.get(mailbox, {}))
-                gone = self._outbox.removed(self._accounts.by_id(mailbox.account), list(watched.values()))
-                for id, shown in watched.items():
-                    if shown in gone:
-                        self._queue.wake(id)
+                for id in self._outbox.removed(self._accounts.by_id(mailbox.account), watched):
+                    self._queue.wake(id)
         except AccountNotFound:
             pass
         finally:

@@ -321,15 +321,15 @@ class AccountStore(Arrivals):
 
     def withdraw(self, appended: Appended) -> None:
         """Take back a placed message that was not acknowledged."""
-        self.remove(appended.mailbox.number, appended.uid)
+        self.remove(appended.mailbox.number, [appended.uid])
 
-    def remove(self, number: int, uid: int) -> bool:
-        """Remove one message, marked deleted or not; False if it is not there. Durable when this returns."""
+    def remove(self, number: int, uids: Sequence[int]) -> list[int]:
+        """Remove messages, marked deleted or not; the UIDs of those that were there. Durable when this returns."""
         with self._writing() as index:
             record = self._settled(index, number)
-            gone, touched = self._remove(index, record, index.records(number, [uid]))
+            gone, touched = self._remove(index, record, index.records(number, uids))
         self._sync(touched)
-        return bool(gone)
+        return gone
 
     def _remove(
         self, index: SqliteIndex, record: MailboxRecord, messages: list[MessageRecord], *, marked: bool = False

@@ -130,7 +130,8 @@ class Index(ABC):
         """Ascending by UID; those that exist."""
 
     @abstractmethod
-    def rows(self, number: int, uids: Sequence[int]) -> list[Row]: ...
+    def rows(self, number: int, uids: Sequence[int]) -> list[Row]:
+        """Of those that are there; `uids` ascend, here and wherever else they are given."""
 
     @abstractmethod
     def flag_columns(self, number: int) -> list[tuple[int, int, int, int]]:

@@ -9,7 +9,7 @@ from gevent.event import Event
 
 from mailsrv.mail.mailbox import Mailboxes
 from mailsrv.mail.notify import Registry
-from mailsrv.mail.outbox import DEFERRED, HELD, LOOKED_AT_ONCE, NAME, PENDING, SCHEDULED, Outbox, Showing
+from mailsrv.mail.outbox import DEFERRED, HELD, LOOKED_AT_ONCE, NAME, PENDING, SCHEDULED, Outbox, Showing, Shown
 from mailsrv.mail.queue import Hooks
 from mailsrv.store.entry import Entry, Recipient
 from mailsrv.store.files import Incoming
@@ -129,6 +129,42 @@ def test_only_a_removed_message_is_withdrawn(mailboxes, account, message):
     mail.run(mail.store.expunge, shown.mailbox.number)
     assert outbox.withdrawn(account, shown)
     assert not outbox.withdrawn(account, other)
+
+
+def test_what_is_asked_of_many_at_a_moment_is_asked_together_and_answered_for_each(mailboxes, account, message):
+    """In whatever order they come: a message that is there, taken for removed, would not be sent."""
+    outbox = Outbox(mailboxes)
+    shown = [outbox.show(account, f"{number:06x}", message, []) for number in range(1, 9)]
+    mail = mailboxes.account(account)
+    mail.run(mail.store.remove, shown[4].mailbox.number, [shown[4].uid])
+    ran, real = [], mail.store.reconcile
+
+    def counted(number):
+        ran.append(number)
+        return real(number)
+
+    mail.store.reconcile = counted
+    order = [shown[at] for at in (7, 3, 0, 6, 4, 2, 1, 5)]  # the first two go alone, while the others come
+    asked = [gevent.spawn(outbox.withdrawn, account, one) for one in order]
+    gevent.joinall(asked)
+    assert [one for one, greenlet in zip(order, asked, strict=True) if greenlet.value] == [shown[4]]
+    assert len(ran) <= 4
+    del ran[:]
+    gevent.joinall([gevent.spawn(outbox.hide, account, one) for one in order if one is not shown[3]])
+    assert outbox.shown(account) == [shown[3]] and len(ran) <= 4
+
+
+def test_one_mailbox_that_is_another_one_now_answers_for_itself_alone(mailboxes, account, message, tmp_path):
+    other = Account(AccountId(2), Address("bo", "example.com"), str(tmp_path / "bo"))
+    outbox = Outbox(mailboxes)
+    ours, theirs = outbox.show(account, "abc123", message, []), outbox.show(other, "abc124", message, [])
+    former = Shown(theirs.mailbox, theirs.uidvalidity + 1, theirs.uid)
+    shown = [(account, ours), (other, former), (other, theirs), (account, ours), (other, former)]
+    asked = [gevent.spawn(outbox.withdrawn, *one) for one in shown]
+    gevent.joinall([*asked, *(gevent.spawn(outbox.hide, *one) for one in shown)])
+    assert not any(greenlet.value for greenlet in asked[:2]), "nothing was removed by then"
+    assert asked[1].value is asked[4].value is False, "another mailbox says nothing"
+    assert outbox.shown(account) == outbox.shown(other) == []
 
 
 def test_a_message_moved_elsewhere_or_deleted_by_another_program_is_withdrawn(mailboxes, account, message, tmp_path):

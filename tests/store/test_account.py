@@ -43,8 +43,8 @@ def test_r44_what_is_read_of_a_mailbox_is_of_one_commit(store, home, what):
     def meanwhile(statement):
         if statement.startswith("SELECT") and left:
             rounds.append(statement)
-            other.remove(INBOX, left.pop(0))
-            other.remove(INBOX, add(other))
+            other.remove(INBOX, [left.pop(0)])
+            other.remove(INBOX, [add(other)])
             add(other)
 
     with store._reading() as index:
