@@ -10,6 +10,7 @@ Imports: log, gevent.    sched(7); proc(5), schedstat.    docs/decisions/0046-th
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -26,6 +27,8 @@ LOOK_SECONDS = 1.0
 SHARE_SECONDS = 10.0  # at least, once it had to be taken
 ROOM = 0.5  # seconds waited for one at work, below which there is room for all
 LITTLE = 0.1  # seconds waited from look to look that nobody minds
+TRY_SECONDS = 0.01
+SCHEDSTAT = "/proc/thread-self/schedstat"
 _HERE = os.sched_param(0)
 _NICE_AS_IT_IS = 20  # setrlimit(2): a limit of 20 lets a process come back from behind to a nice value of 0
 
@@ -36,8 +39,9 @@ def allow_return() -> None:
     """What root has to do before it is left behind: without, a process that has gone behind stays there."""
     with suppress(OSError, ValueError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NICE)
-        if resource.RLIM_INFINITY not in (soft, hard) and soft < _NICE_AS_IT_IS:
-            resource.setrlimit(resource.RLIMIT_NICE, (_NICE_AS_IT_IS, max(hard, _NICE_AS_IT_IS)))
+        if soft != resource.RLIM_INFINITY and soft < _NICE_AS_IT_IS:
+            hard = hard if hard == resource.RLIM_INFINITY else max(hard, _NICE_AS_IT_IS)
+            resource.setrlimit(resource.RLIMIT_NICE, (_NICE_AS_IT_IS, hard))
 
 
 class Behind:
@@ -69,24 +73,30 @@ class Behind:
             self._step(behind=True, worked=worked, waited=waited)
 
     def _step(self, *, behind: bool, worked: float, waited: float) -> None:
+        if not _move(os.SCHED_IDLE if behind else os.SCHED_BATCH):
+            return  # the next look tries again
         self.behind = behind
-        _move(os.SCHED_IDLE if behind else os.SCHED_BATCH)
         log.debug(
             "runner steps", to="behind" if behind else "beside", worked_s=round(worked, 3), waited_s=round(waited, 3)
         )  # fmt: skip
 
 
-def _move(policy: int) -> None:
-    """Every thread of this process; new ones begin as the thread that makes them."""
-    for thread in os.listdir("/proc/self/task"):
+def _move(policy: int) -> bool:
+    """Every thread of this process; new ones begin as the thread that makes them. False if they cannot be listed."""
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:  # no descriptors left, or no /proc
+        return False
+    for thread in threads:
         with suppress(OSError):  # it has ended, or the system forbids it
             os.sched_setscheduler(int(thread), policy, _HERE)
+    return True
 
 
 def _can_return() -> bool:
     """Tried with a thread that has nothing else to do."""
     came: list[bool] = []
-    done = get_original("threading", "Event")()
+    under_way = get_original("_thread", "allocate_lock")()  # gevent's Event would leave a loop of that thread's open
 
     def there_and_back() -> None:
         try:
@@ -95,21 +105,24 @@ def _can_return() -> bool:
                     os.sched_setscheduler(get_native_id(), policy, _HERE)
                 came.append(True)
         finally:
-            done.set()
+            under_way.release()
 
+    under_way.acquire()
     get_original("_thread", "start_new_thread")(there_and_back, ())
-    done.wait()
+    while not under_way.acquire(blocking=False):
+        gevent.sleep(TRY_SECONDS)
     return bool(came)
 
 
 def _reader() -> Callable[[], Worked]:
-    try:
-        fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # a system without it: nobody is seen to wait, so nobody may step behind
-        return lambda: (0.0, time.monotonic())
-
     def worked() -> Worked:
         ran, waited, _ = os.pread(fd, 100, 0).split()
         return int(ran) / 1e9, int(waited) / 1e9
 
-    return worked
+    try:
+        fd = os.open(SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
+        told = worked() > (0.0, 0.0)  # a kernel that does not count says 0 0 0
+    except OSError:
+        told = False
+    # Where it is not told nobody is seen to wait, so nobody may step behind: neither more nor less than anything.
+    return worked if told else lambda: (0.0, math.nan)

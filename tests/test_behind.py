@@ -36,7 +36,7 @@ print("ends", os.sched_getscheduler(0), flush=True)
 @pytest.fixture
 def moves(monkeypatch):
     made = []
-    monkeypatch.setattr(behind, "_move", made.append)
+    monkeypatch.setattr(behind, "_move", lambda policy: not made.append(policy))
     return made
 
 
@@ -74,6 +74,75 @@ def test_the_waits_of_who_does_hardly_anything_move_nobody(moves):
     hour = Hour()
     assert [hour.second(worked=0.001, waited=0.09) for _ in range(20)] == [True] * 20
     assert len(moves) == 2
+
+
+def test_a_system_that_tells_nothing_of_waiting_leaves_it_beside_the_others(moves, monkeypatch, tmp_path):
+    for told in (None, "0 0 0\n"):
+        path = tmp_path / "schedstat"
+        if told is not None:
+            path.write_text(told)
+        monkeypatch.setattr(behind, "SCHEDSTAT", str(path))
+        place = Behind()
+        for _ in range(3):
+            place.look()
+        assert not place.behind
+    assert set(moves) == {os.SCHED_BATCH}
+
+
+def test_a_system_without_proc_is_no_reason_not_to_start(monkeypatch):
+    def nothing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "listdir", nothing)
+    place = Behind(lambda: (0.0, 0.0))
+    place.look()
+    assert not place.behind
+
+
+def test_whether_there_is_a_way_back_is_found_out_without_leaving_anything_open():
+    before = """
+from gevent import monkey
+monkey.patch_all()
+place = behind.Behind()
+gevent.sleep(0.01)
+had = len(os.listdir("/proc/self/fd"))
+behind._can_return()
+print("left", len(os.listdir("/proc/self/fd")) - had, flush=True)
+os._exit(0)
+"""
+    with run(before) as process:
+        out, err = process.communicate(timeout=50)
+    assert out.splitlines() == ["left 0"], err
+
+
+def test_who_has_no_descriptors_left_comes_back_when_there_are_some():
+    """The threads are listed in a directory, which has to be opened."""
+    before = """
+behind.LOOK_SECONDS = 0.01
+starved, looks = [], []
+def worked():
+    looks.append(1)
+    return 0.0, 5.0 * len(looks) if starved else 0.0
+place = behind.Behind(worked)
+keeping = gevent.spawn(place.keep)
+def until(reached):
+    while not (keeping.dead or reached()):
+        gevent.sleep(0.001)
+until(lambda: place.behind)
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+starved.append(1)
+seen = len(looks)
+until(lambda: len(looks) > seen + 3)
+print("without", os.sched_getscheduler(0), flush=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+until(lambda: not place.behind)
+print("with", os.sched_getscheduler(0), flush=True)
+os._exit(0)
+"""
+    with run(before) as process:
+        out, err = process.communicate(timeout=50)
+    assert out.splitlines() == [f"without {os.SCHED_IDLE}", f"with {os.SCHED_BATCH}"], err
 
 
 def run(before="", **more):
@@ -148,6 +217,7 @@ if os.geteuid() == 0:
     [
         ((0, 0), [(20, 20)]),
         ((0, 40), [(20, 40)]),
+        ((0, resource.RLIM_INFINITY), [(20, resource.RLIM_INFINITY)]),
         ((20, 20), []),
         ((40, 40), []),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), []),
