@@ -119,3 +119,20 @@ def test_counting_greenlets_disturbs_no_thread():
         [sys.executable, "-c", _COUNTING], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == ["True", "0"], done.stdout + done.stderr
+
+
+_LIMITS = """
+from tests.soak import watched
+from mailsrv import counters
+from mailsrv.mail import mailbox
+
+begun = [mailbox.LOG_LENGTH, counters.pushes._kept.maxlen, counters.Samples()._kept.maxlen]
+watched.limit_histories()
+limited = [mailbox.LOG_LENGTH, counters.pushes._kept.maxlen, counters.Samples()._kept.maxlen]
+print(all(now < before for now, before in zip(limited, begun, strict=True)))
+"""
+
+
+def test_what_the_server_keeps_of_the_past_is_less_in_the_soak():
+    done = subprocess.run([sys.executable, "-c", _LIMITS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "True", done.stderr
