@@ -85,6 +85,14 @@ def _damaged(failure: sqlite3.DatabaseError) -> bool:
     return not isinstance(failure, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError)
 
 
+def _filled_up(uids: Sequence[int]) -> list[int]:
+    """With the last again, to one of a few lengths: a connection keeps its last 64 statements, 2.8 MB if each is for
+    another length, and makes anew what it has not kept.
+    """
+    length = min(1 << (len(uids) - 1).bit_length(), MOST_PARAMETERS)
+    return [*uids, *[uids[-1]] * (length - len(uids))]
+
+
 class SqliteIndex(Index):
     """The engine for one account. Opening makes the schema in a new file; raises IndexDamaged for an unusable one."""
 
@@ -246,9 +254,10 @@ class SqliteIndex(Index):
                     (number, low, high, *values),
                 )
             else:
-                marks = ",".join("?" * len(part))
+                listed = _filled_up(part)
+                marks = ",".join("?" * len(listed))
                 yield from self._db.execute(
-                    f"{head} AND messages.uid IN ({marks}){extra} ORDER BY messages.uid", (number, *part, *values)
+                    f"{head} AND messages.uid IN ({marks}){extra} ORDER BY messages.uid", (number, *listed, *values)
                 )
 
     def records(self, number: int, uids: Sequence[int] | None = None) -> list[MessageRecord]:
