@@ -39,7 +39,7 @@ DEFERRED, HELD, SCHEDULED = "$Deferred", "$Held", "$Scheduled"
 STATES = (DEFERRED, HELD, SCHEDULED)
 FIRST_OCTETS = 100  # of a copy, in which its first line is
 LOOKED_AT_ONCE = 50
-LOTS_AT_ONCE = 2
+LOTS_AT_ONCE = 2  # of one mailbox
 SUBMITTED = "submission"  # the service whose entries are shown
 _NAMED = re.compile(rb"X-Mailsrv-Queue-Id: ([0-9a-f]{6,40})\r\n")
 
@@ -58,8 +58,7 @@ class Outbox:
 
     def __init__(self, mailboxes: Mailboxes) -> None:
         self._mailboxes = mailboxes
-        self._presence = Together(self._are_there, lambda: LOTS_AT_ONCE)
-        self._removal = Together(self._remove, lambda: LOTS_AT_ONCE)
+        self._presence, self._removal = _InLots(self._holds), _InLots(self._take_away)
 
     def show(self, account: Account, id: str, path: str, states: Sequence[str]) -> Shown | None:
         """Put a copy of the message file into the account's Outbox; None if it cannot be (a full mailbox, say).
@@ -96,7 +95,7 @@ class Outbox:
         mail, number = self._mailboxes.account(account), shown.mailbox.number
         others = [state for state in STATES if state not in states]
         try:
-            if self._presence((account, shown)):
+            if self._presence(account, shown):
                 mail.change_flags(number, shown.uid, FlagOp.REMOVE, others)
                 mail.change_flags(number, shown.uid, FlagOp.ADD, [PENDING, *states])
         except MailError as failure:
@@ -105,7 +104,7 @@ class Outbox:
     def withdrawn(self, account: Account, shown: Shown) -> bool:
         """Whether the owner removed the message. A mailbox that cannot be read, or is another one, says nothing."""
         try:
-            return not self._presence((account, shown))
+            return not self._presence(account, shown)
         except MailError:
             return False
 
@@ -122,20 +121,14 @@ class Outbox:
     def hide(self, account: Account, shown: Shown) -> None:
         """The entry has ended: take its copy away."""
         try:
-            self._removal((account, shown))
+            self._removal(account, shown)
         except MailError as failure:
             log.warning("sent message still shown", account=str(account.address), uid=shown.uid, reason=str(failure))
-
-    def _are_there(self, lot: Sequence[tuple[Account, Shown]]) -> Sequence[bool | Exception]:
-        return _in_each_mailbox(lot, self._holds)
-
-    def _remove(self, lot: Sequence[tuple[Account, Shown]]) -> Sequence[bool | Exception]:
-        return _in_each_mailbox(lot, self._take_away)
 
     def _holds(self, account: Account, some: Sequence[Shown]) -> set[Shown]:
         """Which of them, of one mailbox, are there. MailError if it is another one now."""
         mail, uids = self._mailboxes.account(account), sorted(one.uid for one in some)
-        there = mail.run(_present, mail.store, some[0].mailbox.number, some[0].uidvalidity, uids)
+        there = mail.run(mail.store.present, some[0].mailbox.number, some[0].uidvalidity, uids)
         return {one for one in some if one.uid in there}
 
     def _take_away(self, account: Account, some: Sequence[Shown]) -> set[Shown]:
@@ -163,31 +156,34 @@ class Outbox:
         return [(one, found[1].decode()) for one, found in named if found is not None]
 
 
-def _in_each_mailbox(
-    lot: Sequence[tuple[Account, Shown]], act: Callable[[Account, Sequence[Shown]], set[Shown]]
-) -> list[bool | Exception]:
-    """For each of the lot whether `act`, done once for each mailbox, found it there, or why that is not known."""
-    outcomes: dict[Shown, bool | Exception] = {}
-    some: dict[tuple[MailboxId, int], list[Shown]] = {}
-    for _, shown in lot:
-        some.setdefault((shown.mailbox, shown.uidvalidity), []).append(shown)
-    accounts = {account.id: account for account, _ in lot}
-    for (mailbox, _), wanted in some.items():
+class _InLots:
+    """What is asked of one mailbox at a moment is done together, and of each mailbox by itself: one whose account is
+    locked for long holds up nobody who asks of another. `act`: for some of one mailbox, which of them it found there.
+    """
+
+    def __init__(self, act: Callable[[Account, Sequence[Shown]], set[Shown]]) -> None:
+        self._act = act
+        self._lots: dict[tuple[MailboxId, int], Together[tuple[Account, Shown], bool]] = {}  # while there are any
+
+    def __call__(self, account: Account, shown: Shown) -> bool:
+        """Whether it was there; MailError if that cannot be known."""
+        place = shown.mailbox, shown.uidvalidity
+        lots = self._lots.get(place)
+        if lots is None:
+            lots = self._lots[place] = Together(self._work, lambda: LOTS_AT_ONCE, again=True)
         try:
-            found = act(accounts[mailbox.account], wanted)
+            return lots((account, shown))
+        finally:
+            if lots.idle and self._lots.get(place) is lots:
+                del self._lots[place]
+
+    def _work(self, lot: Sequence[tuple[Account, Shown]]) -> Sequence[bool | Exception]:
+        account, wanted = lot[-1][0], list(dict.fromkeys(shown for _, shown in lot))
+        try:
+            found = self._act(account, wanted)
         except MailError as failure:
-            outcomes.update(dict.fromkeys(wanted, failure))
-        else:
-            outcomes.update((shown, shown in found) for shown in wanted)
-    return [outcomes[shown] for _, shown in lot]
-
-
-def _present(store: AccountStore, number: int, uidvalidity: int, uids: Sequence[int]) -> set[int]:
-    """Which of the messages (ascending) are there, as its directory says now; runs in a thread."""
-    if store.mailbox_numbered(number).uidvalidity != uidvalidity:
-        raise MailboxNotFound("The mailbox is another one now")
-    store.reconcile(number)  # another program may have removed a file
-    return {row.uid for row in store.rows(number, uids)}
+            return [failure] * len(lot)
+        return [shown in found for _, shown in lot]
 
 
 def _removed(store: AccountStore, some: Mapping[str, Shown]) -> list[str]:

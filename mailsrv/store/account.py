@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mailsrv import log
-from mailsrv.errors import MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
+from mailsrv.errors import MailboxNotFound, MessageGone, ModSeqTooOld, OverQuota, TemporaryFailure
 from mailsrv.store import files, names
 from mailsrv.store.arrivals import PREPARE_BYTES, Arrival, Arrivals, Staged, count
-from mailsrv.store.base import DEFAULT_MAILBOXES, Prepare
+from mailsrv.store.base import BOOT, DEFAULT_MAILBOXES, Prepare
 from mailsrv.store.files import Incoming
 from mailsrv.store.index import FlagChange, MailboxRecord, MessageRecord
 from mailsrv.store.sqlite import SqliteIndex, snapshot_of
@@ -42,6 +42,7 @@ from mailsrv.values import (
 __all__ = ["DEFAULT_MAILBOXES", "AccountStore", "Arrival", "Incoming", "Prepare", "Staged"]
 
 SWEEP_SECONDS = 36 * 3600
+MOST_LOOKS = 3  # at a mailbox whose index is forgotten meanwhile
 MOST_CHASES = 5  # of a file that is renamed meanwhile
 NEWER_THAN_ANY = 2**63 - 1
 
@@ -130,6 +131,20 @@ class AccountStore(Arrivals):
     def rows(self, number: int, uids: Sequence[int]) -> list[Row]:
         with self._reading() as index:
             return index.rows(number, uids)
+
+    def present(self, number: int, uidvalidity: int, uids: Sequence[int]) -> set[int]:
+        """Which of the messages (ascending) are there, as the directory says now. MailError where that cannot be said:
+        the mailbox is another one now, or another process forgets its index meanwhile, which then has no messages.
+        """
+        self.mailbox_numbered(number)  # the folder may be another one
+        for _ in range(MOST_LOOKS):
+            self.reconcile(number)
+            with self._one_state(number) as (index, record):
+                if record.uidvalidity != uidvalidity:
+                    raise MailboxNotFound("The mailbox is another one now")
+                if record.boot == BOOT:
+                    return {message.uid for message in index.records(number, uids)}
+        raise TemporaryFailure("The index is made anew all the time")
 
     # -------------------------------------------------------------- flags
 

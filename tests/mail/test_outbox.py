@@ -1,16 +1,30 @@
 """Waiting mail as its sender sees it: shown, marked, taken away; and only a removed copy means "do not send"."""
 
+import fcntl
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent.event import Event
 
-from mailsrv.mail.mailbox import Mailboxes
+from mailsrv.mail.mailbox import AccountMail, Mailboxes
 from mailsrv.mail.notify import Registry
-from mailsrv.mail.outbox import DEFERRED, HELD, LOOKED_AT_ONCE, NAME, PENDING, SCHEDULED, Outbox, Showing, Shown
+from mailsrv.mail.outbox import (
+    DEFERRED,
+    HELD,
+    LOOKED_AT_ONCE,
+    LOTS_AT_ONCE,
+    NAME,
+    PENDING,
+    SCHEDULED,
+    Outbox,
+    Showing,
+    Shown,
+)
 from mailsrv.mail.queue import Hooks
+from mailsrv.store.account import AccountStore
 from mailsrv.store.entry import Entry, Recipient
 from mailsrv.store.files import Incoming
 from mailsrv.store.spool import Spool, new_id
@@ -165,6 +179,84 @@ def test_one_mailbox_that_is_another_one_now_answers_for_itself_alone(mailboxes,
     assert not any(greenlet.value for greenlet in asked[:2]), "nothing was removed by then"
     assert asked[1].value is asked[4].value is False, "another mailbox says nothing"
     assert outbox.shown(account) == outbox.shown(other) == []
+
+
+def test_an_account_that_somebody_keeps_locked_holds_up_no_other(mailboxes, account, message, tmp_path):
+    other = Account(AccountId(2), Address("bo", "example.com"), str(tmp_path / "bo"))
+    outbox = Outbox(mailboxes)
+    ours = [outbox.show(account, f"{number:06x}", message, []) for number in range(2 * LOTS_AT_ONCE)]
+    theirs = [outbox.show(other, f"{number:06x}", message, []) for number in range(2)]
+    with open(f"{account.home}/lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = []
+        for one in ours:  # each begins, or waits for its turn, before the next
+            waiting.append(gevent.spawn(outbox.hide, account, one))
+            gevent.idle()
+        with gevent.Timeout(20):
+            outbox.hide(other, theirs[0])
+            assert not outbox.withdrawn(other, theirs[1])
+        assert outbox.shown(other) == theirs[1:] and not any(one.ready() for one in waiting)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        gevent.joinall(waiting)
+    assert outbox.shown(account) == [] and not outbox._removal._lots and not outbox._presence._lots
+
+
+def test_who_is_ended_at_a_look_leaves_the_others_their_answer(mailboxes, account, message):
+    """A message that its owner removed is not sent because somebody else's look was cut off."""
+    outbox = Outbox(mailboxes)
+    shown = [outbox.show(account, f"{number:06x}", message, []) for number in range(LOTS_AT_ONCE + 2)]
+    mail = mailboxes.account(account)
+    mail.run(mail.store.remove, shown[-1].mailbox.number, [shown[-1].uid])
+    began, go, real = [], Event(), mail.run
+
+    def held(*what):
+        began.append(what)
+        go.wait()
+        return real(*what)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AccountMail, "run", lambda mail, *what: held(*what))
+        asked = [gevent.spawn(outbox.withdrawn, account, one) for one in shown]
+        gevent.idle()
+        assert len(began) == LOTS_AT_ONCE
+        asked[0].kill()  # the third goes on, with the last one in its lot
+        gevent.idle()
+        assert len(began) == LOTS_AT_ONCE + 1
+        asked[LOTS_AT_ONCE].kill()
+        go.set()
+        gevent.joinall(asked)
+    assert asked[-1].value is True
+
+
+@pytest.mark.parametrize("forget", ["rebuild", "reindex", "delete the file"])
+def test_an_index_that_is_forgotten_during_a_look_withdraws_nothing(mailboxes, account, message, monkeypatch, forget):
+    """Another process forgets it between the look at the directory and the one at the rows."""
+    outbox = Outbox(mailboxes)
+    shown, removed = (outbox.show(account, name, message, []) for name in ("abc123", "abc124"))
+    store = mailboxes.account(account).store
+    store.remove(removed.mailbox.number, [removed.uid])
+    other = AccountStore(account.id, account.home, prepare=mime.prepare, host="mx.example.com")
+    real, looks = store.reconcile, []
+
+    def forgotten(number):
+        done = real(number)
+        looks.append(number)
+        if len(looks) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(other, "reconcile", lambda number: False)  # it is not that far yet
+                if forget == "rebuild":
+                    other.rebuild()
+                elif forget == "reindex":
+                    other.reindex()
+                else:
+                    for file in Path(account.home).glob("index.sqlite3*"):
+                        file.unlink()
+        return done
+
+    store.reconcile = forgotten
+    assert not outbox.withdrawn(account, shown)
+    assert outbox.withdrawn(account, removed)
+    other.close()
 
 
 def test_a_message_moved_elsewhere_or_deleted_by_another_program_is_withdrawn(mailboxes, account, message, tmp_path):

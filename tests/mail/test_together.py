@@ -11,9 +11,9 @@ from mailsrv.mail.together import MOST_TOGETHER, Together
 class Work:
     """Remembers its lots, and waits to be let go."""
 
-    def __init__(self, at_once=1):
+    def __init__(self, at_once=1, **more):
         self.lots, self.go, self.at_once = [], Event(), at_once
-        self.together = Together(self.run, lambda: self.at_once)
+        self.together = Together(self.run, lambda: self.at_once, **more)
 
     def run(self, items):
         self.lots.append(list(items))
@@ -89,6 +89,44 @@ def test_who_ends_at_work_leaves_the_lot_to_be_tried_again(work):
     again = work.begin("e")
     work.end([greenlets[0], *again])
     assert greenlets[0].value == "did a" and again[0].value == "did e"
+
+
+def test_what_may_be_done_again_is_done_again_when_who_worked_has_ended():
+    work = Work(again=True)
+    greenlets = work.begin("a", "b", "c")
+    work.at_once = 2
+    [worker] = work.begin("d")
+    assert work.lots[-1] == ["b", "c", "d"]
+    greenlets.pop(1).kill()  # who only waits for its outcome leaves the others theirs
+    worker.kill()
+    gevent.idle()
+    assert work.lots[-1] == ["c"]
+    work.end(greenlets)
+    assert [one.value for one in greenlets] == ["did a", "did c"] and work.together.idle
+
+
+def test_what_fails_by_our_mistake_fails_for_each_by_itself():
+    def fail(items):
+        gevent.sleep(0)
+        raise ZeroDivisionError(items)
+
+    together = Together(fail, lambda: 1, again=True)
+    greenlets = [gevent.spawn(together, name) for name in "abcd"]
+    gevent.joinall(greenlets, timeout=60)
+    assert [type(one.exception) for one in greenlets] == [ZeroDivisionError] * 4 and together.idle
+
+
+def test_who_ends_at_work_for_others_alone_holds_nobody_up(work):
+    """It came when a lot was about to begin that was full without it."""
+    first, *full = work.begin("first", *(f"n{number}" for number in range(MOST_TOGETHER)))
+    work.at_once = 2
+    [last] = work.begin("last")
+    assert work.lots[-1] == [f"n{number}" for number in range(MOST_TOGETHER)]
+    work.at_once = 1
+    [late] = work.begin("late")
+    last.kill()
+    work.end([first, *full, late])
+    assert late.value == "did late" and "last" not in work.lots[-1]
 
 
 def test_many_at_all_times(work):
