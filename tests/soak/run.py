@@ -5,7 +5,7 @@ import random
 import re
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import gevent
 
@@ -157,6 +157,13 @@ class Soak:
                 elif all(slope is None or slope.verdict == "undecided" for slope in slopes):
                     yield role, figure, "a longer run has to decide"
 
+    def died(self):
+        """(process, how often) of what ended though nobody killed it: what it held until then proves nothing."""
+        killed = Counter(name for name, pid in self.sampler.series if pid in self.killed)
+        for name, times in sorted(self.sampler.restarts.items()):
+            if times > killed[name]:
+                yield name, times - killed[name]
+
     def failed(self):
         """What is wrong, in words; nothing if all is well."""
         growing = [
@@ -167,4 +174,5 @@ class Soak:
         for role, figure, why in self.unproven():
             unproven[role, why].append(figure)
         unproven = [f"nothing is shown of {role}: {why}: {', '.join(what)}" for (role, why), what in unproven.items()]
-        return [*growing, *unproven, *self.ledger.problems()]
+        died = [f"{name} ended by itself, {times} times" for name, times in self.died()]
+        return [*growing, *unproven, *died, *self.ledger.problems()]

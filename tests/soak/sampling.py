@@ -44,6 +44,7 @@ class Sampler:
         self._names = {}
         self.series = defaultdict(lambda: {figure: [] for figure in FIGURES})
         self.started = {}
+        self.restarts = {}  # process -> how often it had to be started again
         self.delays = None
 
     def pids(self):
@@ -84,5 +85,8 @@ class Sampler:
                     (now, reply.answer)
                 )
         # Counters of a killed process are gone with it: what is told is of those that run.
-        answers = [reply.answer for reply in ask_all(self._run_dir(), "metrics") if not reply.error]
+        replies = [reply for reply in ask_all(self._run_dir(), "metrics") if not reply.error]
+        for reply in replies:
+            self.restarts[reply.process] = reply.answer["process"]["mailsrv_process_restarts_total"]
+        answers = [reply.answer for reply in replies]
         [self.delays] = sums(answers)["mailsrv_hub_delay_seconds"].values() or [None]

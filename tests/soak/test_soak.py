@@ -1,7 +1,11 @@
 """The soak in short: its clients, kills, reloads, samples, ledger and report. What grows is judged by bin/run-soak."""
 
+import os
+import signal
+
 import pytest
 
+from tests.daemon.conftest import until
 from tests.model.serving import Served
 from tests.soak.report import written
 from tests.soak.run import Soak
@@ -46,6 +50,16 @@ def test_nothing_is_lost_while_workers_are_killed_and_settings_reloaded(
         steady[0]["memory"][:] = [(float(at), 30e6 + 8e6 * (at > 380)) for at in longer]
         [undecided] = soak.failed()
         assert undecided == "nothing is shown of worker-0: a longer run has to decide: memory"
+        # A process that nobody killed and that had to be started again is a fault of its own.
+        [queue] = [pid for pid, name in soak.sampler.pids().items() if name == "queue"]
+        os.kill(queue, signal.SIGKILL)
+
+        def noticed():
+            soak.sampler.ask()
+            return soak.sampler.restarts["queue"]
+
+        until(noticed, "the queue runs again")
+        assert soak.failed() == [undecided, "queue ended by itself, 1 times"]
         assert server.stop() == 0
     finally:
         server.close()
