@@ -5,7 +5,7 @@ import os
 import platform
 
 from mailsrv import counters
-from tests.soak.run import LIMITS
+from tests.soak.run import LIMITS, named
 from tests.soak.slope import SETTLED_SECONDS, WARM_UP_SECONDS
 
 MIB = 1024 * 1024
@@ -39,7 +39,8 @@ def written(soak, command):
         "It is flat when the upper bound is within the limit, that of all or of the later half, or the growth less\n"
         'than counts. Undecided: a longer run says more. What grows by as much as is said under "seen from" (per\n'
         "cent of the mean in an hour) fails, however the figure wavers. Of each worker, the queue and the supervisor\n"
-        "each figure has to be decided for one process at least, else the run has shown nothing of it and fails."
+        "each figure has to be decided for one process at least, else the run has shown nothing of it and fails;\n"
+        "descriptors and greenlets, which follow how many clients a worker happens to have, for all workers together."
     )
     sections = [
         "# Soak",
@@ -69,9 +70,9 @@ def _table(head, rows):
 
 
 def _slopes(soak):
-    judged = {pid for _, pid, _, slope in soak.slopes() if slope is not None}
+    judged = {pid for _, pid, _, slope in soak.slopes() if slope is not None} | {None}
     for name, pid, figure, slope in soak.slopes():
-        process = f"{name} ({pid})"
+        process = named(name, pid)
         if slope is not None:
             ended = f" (killed at {soak.killed[pid]:.0f} s)" if pid in soak.killed else ""
             yield (

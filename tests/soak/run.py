@@ -26,9 +26,15 @@ LEAST_LOOKS = 3 * LOOKS_FOR_A_QUESTION
 LIMITS = {"memory": (20.0, 1024 * 1024), "descriptors": (20.0, 5), "threads": (20.0, 3), "greenlets": (20.0, 10)}
 KILLS = (0.05, 0.1, 0.15)  # of the time: the last life of that worker is judged for nearly as long as the others
 RELOADS = 10
+SHARED_OUT = ("descriptors", "greenlets")  # as many as the clients that a worker happens to serve, and some more
+TOGETHER = "all workers"
 PUSH_SECONDS = 30.0
 LATE_SECONDS = 60.0
 now = time.monotonic
+
+
+def named(name, pid):
+    return f"{name} ({pid})" if pid is not None else name
 
 
 class Soak:
@@ -131,7 +137,23 @@ class Soak:
                     limit, least = LIMITS[figure]
                     started = self.sampler.started.get((name, pid))
                     rows.append((name, pid, figure, judge(samples, limit=limit, least=least, started=started)))
-        return rows
+        return [*rows, *self.together()]
+
+    def together(self):
+        """Rows of what all workers have: the clients of one come and go, the sum stays."""
+        workers = {key: figures for key, figures in self.sampler.series.items() if key[0].startswith("worker-")}
+        if not workers:
+            return
+        started = max(self.sampler.started.get(key, 0.0) for key in workers)
+        for figure in SHARED_OUT:
+            sums = defaultdict(list)
+            for figures in workers.values():
+                for at, value in figures[figure]:
+                    sums[at].append(value)
+            all_there = self.server.settings["server.workers"]
+            samples = [(at, sum(values)) for at, values in sorted(sums.items()) if len(values) == all_there]
+            limit, least = LIMITS[figure]
+            yield TOGETHER, None, figure, judge(samples, limit=limit, least=least, started=started)
 
     def roles(self):
         """What the server consists of, whichever process did it at the time."""
@@ -152,6 +174,8 @@ class Soak:
                 slopes = found[role, figure]
                 if (role, figure) == ("supervisor", "greenlets") and not slopes:
                     continue  # it has none, and answers no questions
+                if role.startswith("worker-") and figure in SHARED_OUT:
+                    slopes = [*slopes, *found[TOGETHER, figure]] if any(slopes) else []
                 if not any(slopes):
                     yield role, figure, "all its processes were too short to judge"
                 elif all(slope is None or slope.verdict == "undecided" for slope in slopes):
@@ -167,7 +191,7 @@ class Soak:
     def failed(self):
         """What is wrong, in words; nothing if all is well."""
         growing = [
-            f"{figure} of {name} ({pid}) grows by {slope.per_hour:.0f} % in an hour (at least {slope.low:.0f})"
+            f"{figure} of {named(name, pid)} grows by {slope.per_hour:.0f} % in an hour (at least {slope.low:.0f})"
             for name, pid, figure, slope in self.slopes() if slope is not None and slope.verdict == "grows"
         ]  # fmt: skip
         unproven = defaultdict(list)

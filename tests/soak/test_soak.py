@@ -46,6 +46,19 @@ def test_nothing_is_lost_while_workers_are_killed_and_settings_reloaded(
         steady[0]["memory"][:] = [(float(at), 30e6 + at * 1e5 + at % 3) for at in longer]
         [leak] = soak.failed()
         assert leak.startswith("memory of worker-0 (")
+        steady[0]["memory"][:] = [(float(at), 30e6 + at % 3) for at in longer]
+        # Clients went over from one worker to the other, a few at a time: the sum tells that nothing was left open.
+        [other] = [
+            figures for (name, pid), figures in soak.sampler.series.items()
+            if name == "worker-1" and pid not in soak.killed
+        ]  # fmt: skip
+        steady[0]["descriptors"][:] = [(float(at), 40 + (at // 20) % 9 + at // 45) for at in longer]
+        other["descriptors"][:] = [(float(at), 80 - (at // 20) % 9 - at // 45) for at in longer]
+        assert soak.failed() == []
+        other["descriptors"][:] = [(float(at), 80 - (at // 20) % 9 - at // 45 + at // 10) for at in longer]
+        assert any(one.startswith("descriptors of all workers grows") for one in soak.failed())
+        for figures in (steady[0], other):
+            figures["descriptors"][:] = [(float(at), 60) for at in longer]
         # What wavers too much to be decided has not been shown to be flat.
         steady[0]["memory"][:] = [(float(at), 30e6 + 8e6 * (at > 380)) for at in longer]
         [undecided] = soak.failed()
