@@ -99,6 +99,7 @@ def make_tuples():
 
 for _ in range(2):
     get_original("_thread", "start_new_thread")(make_tuples, ())
+time.sleep(0.001)  # there is a hub from now on
 while not made:
     time.sleep(0.001)
 before = greenlets()
