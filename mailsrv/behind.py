@@ -63,22 +63,26 @@ class Behind:
             self.look()
             gevent.sleep(LOOK_SECONDS)
 
+    def stay_beside(self) -> None:
+        """For good: who waits for this process to end should not wait for everybody else."""
+        self._share_until = math.inf
+        if self.behind:
+            self._step(behind=False)
+
     def look(self) -> None:
         before, self._before = self._before, self._worked()
         worked, waited = (now - then for now, then in zip(self._before, before, strict=True))
         if self.behind and waited > max(worked, LITTLE):
             self._share_until = self._clock() + SHARE_SECONDS
-            self._step(behind=False, worked=worked, waited=waited)
+            self._step(behind=False, worked_s=round(worked, 3), waited_s=round(waited, 3))
         elif not self.behind and waited <= max(worked * ROOM, LITTLE) and self._clock() >= self._share_until:
-            self._step(behind=True, worked=worked, waited=waited)
+            self._step(behind=True, worked_s=round(worked, 3), waited_s=round(waited, 3))
 
-    def _step(self, *, behind: bool, worked: float, waited: float) -> None:
+    def _step(self, *, behind: bool, **why: float) -> None:
         if not _move(os.SCHED_IDLE if behind else os.SCHED_BATCH):
             return  # the next look tries again
         self.behind = behind
-        log.debug(
-            "runner steps", to="behind" if behind else "beside", worked_s=round(worked, 3), waited_s=round(waited, 3)
-        )  # fmt: skip
+        log.debug("runner steps", to="behind" if behind else "beside", **why)
 
 
 def _move(policy: int) -> bool:

@@ -115,7 +115,7 @@ def give_memory_back() -> None:
 class Server:
     """The process `name`, with all it needs to serve. `leads`: it does what one of all processes does. `parts`: names
     in PARTS. `beat` is called while the event loop turns. `tally`: connections, counted with the other workers;
-    `tickets`: passwords that any of them verified.
+    `tickets`: passwords that any of them verified. `on_leaving` is called when it has to end.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class Server:
         beat: Callable[[], None] = lambda: None,
         tally: Tally | None = None,
         tickets: Tickets | None = None,
+        on_leaving: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self._beat = beat
@@ -139,6 +140,7 @@ class Server:
         self._ticker: gevent.Greenlet | None = None
         self._context, self._alone = context, True
         self._leaving: Leaving | None = None
+        self._on_leaving = on_leaving
         self._certificates: gevent.Greenlet | None = None
         rewriter = Rewriter(f"{config['server.data_dir']}/srs") if config["forwarding.srs"] else None
         self.accounts = Accounts(config.accounts_path, config.mail_root, rewriter)
@@ -345,6 +347,7 @@ class Server:
     def _end(self, how: Leaving) -> None:
         if self._leaving in (None, Leaving.REPLACED) and self._leaving is not how:
             begun, self._leaving = self._leaving is not None, how
+            self._on_leaving()
             if begun:
                 self._send_away()
             self._stop.set()

@@ -1,6 +1,6 @@
 """The pid file, locked while the server runs: a second one on the same directory does not start.
 
-Imports: start (StartError).    flock(2): the lock belongs to the open file, and goes along when a process
+Imports: start (StartError), log.    flock(2): the lock belongs to the open file, and goes along when a process
 leaves it to another.
 """
 
@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
+from mailsrv import log
 from mailsrv.start import StartError
 from mailsrv.store.files import close
+
+PAUSE_SECONDS = 0.05
 
 
 class PidFile:
@@ -74,8 +78,27 @@ def running_pid(path: str) -> int | None:
         close(fd)
 
 
-def refuse_second(path: str) -> None:
-    """StartError if a server runs already."""
-    pid = running_pid(path)
-    if pid is not None:
-        raise StartError(f"mailsrv is running already (pid {pid or 'unknown'}, {path})")
+def refuse_second(path: str, patience: float = 0.0) -> None:
+    """StartError if a server runs already. One that was killed has left processes that end by themselves, and have the
+    lock until then: they are waited for, `patience` seconds at most.
+    """
+    end, told = time.monotonic() + patience, False
+    while (pid := running_pid(path)) is not None:
+        if pid == 0 or _exists(pid):
+            raise StartError(f"mailsrv is running already (pid {pid or 'unknown'}, {path})")
+        if time.monotonic() > end:
+            raise StartError(f"mailsrv was killed (pid {pid}, {path}), and its processes have not ended yet")
+        if not told:
+            log.warning("waiting for the processes of a killed server", killed=pid, seconds=patience)
+            told = True
+        time.sleep(PAUSE_SECONDS)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -70,7 +70,7 @@ def serve(config: Config, before: Inheritance, *, foreground: bool = True) -> No
     """
     pid_file = PidFile(config["server.run_dir"])
     if not before:
-        refuse_second(pid_file.path)
+        refuse_second(pid_file.path, config["server.shutdown_seconds"] + KILL_AFTER_SECONDS)
     starter = Starter() if foreground or before else detach()
     try:
         run = _start(config, before, pid_file, starter, detached=not foreground)
@@ -246,10 +246,14 @@ def _children(workers: int, bound: list[Bound], context: ServerContext | None) -
     for part in PARTS:
 
         def attend(config: Config, beat: Callable[[], None], restarts: int, part: str = part) -> None:
-            gevent.spawn(Behind().keep)
+            place = Behind()
+            gevent.spawn(place.keep)
             for one in bound:
                 one.socket.close()
-            Server(config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat).run()
+            Server(
+                config, [], context, name=part, restarts=restarts, leads=False, parts=[part], beat=beat,
+                on_leaving=place.stay_beside,
+            ).run()  # fmt: skip
 
         yield Child(part, attend, serves=False)
 

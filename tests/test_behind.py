@@ -19,14 +19,15 @@ log.configure(level="debug")
 gevent.get_hub()
 behind.SHARE_SECONDS = 1.0
 {before}
+place = behind.Behind()
 def work():
+    # Only while it is behind: other programs of a busy machine would else keep it from going there.
     while True:
         until = time.monotonic() + 0.02
-        while time.monotonic() < until:
+        while place.behind and time.monotonic() < until:
             pass
         gevent.sleep(0.005)
 gevent.spawn(work)
-place = behind.Behind()
 print("begins", os.sched_getscheduler(0), flush=True)
 place.keep()
 print("ends", os.sched_getscheduler(0), flush=True)
@@ -143,6 +144,15 @@ os._exit(0)
     with run(before) as process:
         out, err = process.communicate(timeout=50)
     assert out.splitlines() == [f"without {os.SCHED_IDLE}", f"with {os.SCHED_BATCH}"], err
+
+
+def test_who_has_to_end_does_so_beside_the_others(moves):
+    hour = Hour()
+    assert hour.second(worked=0.0, waited=0.0)
+    hour.place.stay_beside()
+    assert [hour.second(worked=0.5, waited=0.0) for _ in range(20)] == [False] * 20
+    hour.place.stay_beside()
+    assert moves == [os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_BATCH]
 
 
 def run(before="", **more):

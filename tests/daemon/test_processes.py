@@ -5,6 +5,8 @@ import re
 import signal
 import smtplib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from mailsrv.store.account import AccountStore
 from mailsrv.values import AccountId
 from mailsrv.wire import mime
-from tests.daemon.conftest import SECONDS, until
+from tests.daemon.conftest import ROOT, SECONDS, until
 
 TEXT = b"From: x@elsewhere.org\r\nSubject: Number %d\r\nMessage-ID: <%d@test>\r\n\r\n" + b"Some text.\r\n" * 20
 
@@ -205,6 +207,39 @@ def uids_by_message(server):
         tag = re.search(r",U=(\d+)-(\d+)", path.name)
         found.setdefault(key, []).append((int(tag[1]), int(tag[2])))
     return found
+
+
+def test_a_start_waits_for_what_a_killed_server_has_left(daemon):
+    """Its processes end by themselves, and have ports and pid file until then."""
+    server = daemon(**{"server.workers": 2})
+    workers = server.workers()
+    os.kill(workers[0], signal.SIGSTOP)
+    server.process.kill()
+    server.process.wait()
+    words = [sys.executable, "-m", "mailsrv", "serve", "--foreground", "--config", server.settings.path]
+    second = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert f"waiting-for-the-processes-of-a-killed-server killed={server.process.pid} " in second.stderr.readline()
+    os.kill(workers[0], signal.SIGCONT)
+    second.stderr.close()
+    server.process = second
+    until(lambda: server.answers("imap") and server.answers("smtp"), "the server answers")
+    assert server.stop() == 0
+    assert server.command("status").returncode == 3
+
+
+def test_a_start_does_not_wait_for_ever(daemon):
+    server = daemon(**{"server.workers": 2, "server.shutdown_seconds": 0})
+    stopped = server.workers()[0]
+    os.kill(stopped, signal.SIGSTOP)
+    server.process.kill()
+    server.process.wait()
+    second = server.command("serve")
+    assert second.returncode == 1
+    assert f"mailsrv was killed (pid {server.process.pid}, " in second.stderr
+    assert "its processes have not ended yet" in second.stderr
+    os.kill(stopped, signal.SIGKILL)
+    server.start()
+    assert server.stop() == 0
 
 
 @pytest.mark.timeout(400)
