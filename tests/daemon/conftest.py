@@ -157,10 +157,10 @@ class Imap:
             if mailbox is not None:
                 self.ok(f"SELECT {mailbox}")
 
-    def send(self, text: str) -> str:
+    def send(self, text: str, before: bytes = b"") -> str:
         self.number += 1
         tag = f"a{self.number}"
-        self.sock.sendall(f"{tag} {text}\r\n".encode())
+        self.sock.sendall(before + f"{tag} {text}\r\n".encode())
         return tag
 
     def line(self) -> bytes:

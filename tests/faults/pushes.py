@@ -1,15 +1,18 @@
-"""Nobody who waits is forgotten: pushes in bursts, over two workers, and while another user's disk is slow."""
+"""Nobody who waits is forgotten: pushes in bursts and alone, over two workers, and beside another user's slow disk."""
 
 from __future__ import annotations
 
 import random
 import smtplib
+import socket
 import statistics
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent.pool import Group
@@ -20,7 +23,7 @@ from tests.faults.ledger import Ledger
 from tests.faults.report import Result
 from tests.faults.server import DOMAIN, SECONDS, Client, Server
 
-WATCHERS = 16
+WATCHERS, SENDERS = 16, 6
 LATEST_SECONDS = 5.0
 SLOW_MICROSECONDS = 300_000
 
@@ -28,8 +31,8 @@ SLOW_MICROSECONDS = 300_000
 class Watcher:
     """An idling client and how many messages it was told of."""
 
-    def __init__(self, server: Server, user: str) -> None:
-        self._client = Client(server, user, "INBOX")
+    def __init__(self, server: Server, user: str, sock: socket.socket | None = None) -> None:
+        self._client = Client(server, user, "INBOX", sock)
         self.count, self.at = 0, 0.0
         self._client.idle()
         self._reader = gevent.spawn(self._read)
@@ -39,6 +42,10 @@ class Watcher:
             words = line.split()
             if words[2:3] == [b"EXISTS"]:
                 self.count, self.at = int(words[1]), time.monotonic()
+
+    def idle_again(self) -> None:
+        """End IDLE and begin anew, without waiting for an answer."""
+        self._client.send("IDLE", before=b"DONE\r\n")
 
     def close(self) -> None:
         self._reader.kill()
@@ -56,38 +63,77 @@ def told(watchers: list[Watcher], count: int, seconds: float = LATEST_SECONDS) -
 
 
 def lost(context: Context) -> Result:
-    """Bursts of deliveries at once; after each, everybody who idles must soon know of all of it."""
+    """Bursts of deliveries at once and single ones; after each, everybody who idles must soon know of all of it.
+
+    Nothing follows in the meantime: the next message would tell of those before.
+    """
     result = Result("no push is lost")
-    choice, ledger = random.Random(f"{context.seed} bursts"), Ledger(context.seed, "w")
     server = Server(context.place("pushes"), broken=context.broken, **{"server.workers": 2, "queue.outbox": False})
     try:
         server.start()
-        watchers = [Watcher(server, "ann") for _ in range(WATCHERS)]
-        senders = [smtplib.SMTP("127.0.0.1", server.ports["smtp"], "load.example", timeout=SECONDS) for _ in range(5)]
-        count = 0
-        for burst in range(context.of(40, 200, 1000)):
-            group = Group()
-            for sender in choice.sample(senders, choice.randint(2, 3)):
-                group.spawn(_send_after, choice.random() * 0.004, sender, ledger.message(500)[1])
-                count += 1
-            group.join()
-            result.counts["bursts"] += 1
-            if not told(watchers, count):
-                known = [watcher.count for watcher in watchers]
-                result.wrong.append(f"burst {burst}: {count} messages were acknowledged, {known} were announced")
+        mail = _Mail(context.seed, server)
+        for one in [mail.burst, mail.single] * context.of(15, 70, 500):
+            one()
+            result.counts["bursts" if one == mail.burst else "single messages"] += 1
+            if not told(mail.watchers, mail.count):
+                known = [watcher.count for watcher in mail.watchers]
+                result.wrong.append(f"{mail.count} messages were acknowledged, {known} were announced")
                 break
-        result.counts["pushes"] = count * WATCHERS
-        for one in (*watchers, *senders):
-            one.close()
+        result.counts["pushes"] = mail.count * WATCHERS
+        mail.close()
         result.wrong += server.bugs()
     finally:
         server.close()
     return result
 
 
-def _send_after(seconds: float, sender: smtplib.SMTP, text: bytes) -> None:
-    gevent.sleep(seconds)
-    sender.sendmail("", [f"ann@{DOMAIN}"], text)
+class _Mail:
+    """Deliveries to one mailbox and those who watch it, over all workers."""
+
+    def __init__(self, seed: int, server: Server) -> None:
+        self._choice, self._ledger = random.Random(f"{seed} bursts"), Ledger(seed, "w")
+        self.watchers = [Watcher(server, "ann", sock) for sock in server.spread("imap", WATCHERS)]
+        self._senders = [_sender(sock) for sock in server.spread("smtp", SENDERS)]
+        self.count = 0
+        self._taken = deque([0.01], 16)  # seconds of the latest single deliveries
+
+    def burst(self) -> None:
+        """Two or three nearly at once: the last may come while everybody is being told of the others."""
+        senders = self._choice.sample(self._senders, self._choice.randint(2, 3))
+        _at_once([(self._choice.random() * 0.004, self._send, sender) for sender in senders])
+
+    def single(self) -> None:
+        """One, while everybody begins to idle: each at a moment at which it may be committed, as the latest were."""
+        moments = [max(0.0, self._choice.choice(self._taken) - self._choice.random() * 0.002) for _ in self.watchers]
+        entering = [(moment, one.idle_again) for moment, one in zip(moments, self.watchers, strict=True)]
+        self._taken.append(_at_once([(0.0, self._send, self._choice.choice(self._senders)), *entering])[0])
+
+    def _send(self, sender: smtplib.SMTP) -> float:
+        """Seconds until it was acknowledged."""
+        begun = time.monotonic()
+        sender.sendmail("", [f"ann@{DOMAIN}"], self._ledger.message(500)[1])
+        self.count += 1
+        return time.monotonic() - begun
+
+    def close(self) -> None:
+        for one in (*self.watchers, *self._senders):
+            one.close()
+
+
+def _sender(sock: socket.socket) -> smtplib.SMTP:
+    """smtplib's client on a connection that is there."""
+    client = smtplib.SMTP(local_hostname="load.example")
+    client.sock = sock
+    code, text = client.getreply()
+    assert code == 220, text
+    return client
+
+
+def _at_once(calls: list[tuple[Any, ...]]) -> list[Any]:
+    """What the calls return (each given as its delay, the function, arguments), a greenlet for each."""
+    started = [gevent.spawn_later(*call) for call in calls]
+    gevent.joinall(started, raise_error=True)
+    return [one.value for one in started]
 
 
 def slow(context: Context) -> Result:

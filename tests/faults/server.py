@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,23 @@ class Server(Daemon):
         self.process = None
         until(lambda: not _group_exists(group), "the killed processes are gone")
 
+    def spread(self, service: str, count: int) -> list[socket.socket]:
+        """That many connections, as many to each worker. Whichever is quicker accepts one, and on a busy machine that
+        may be always the same: the others have yet to start.
+        """
+        workers = self.workers()
+        kept: dict[int, list[socket.socket]] = {pid: [] for pid in workers}
+        end = time.monotonic() + SECONDS
+        while any(len(those) * len(workers) < count for those in kept.values()):
+            assert time.monotonic() < end, f"connections to each worker: {[len(those) for those in kept.values()]}"
+            sock = self.connect(service)
+            those = kept[until(lambda sock=sock: _holder(sock, workers), "a worker has accepted")]
+            if len(those) * len(workers) < count:
+                those.append(sock)
+            else:
+                sock.close()
+        return [sock for those in kept.values() for sock in those]
+
     def signal(self, number: int) -> None:
         assert self.process is not None
         with suppress(ProcessLookupError):
@@ -123,11 +141,27 @@ def _group_exists(group: int) -> bool:
         return False
 
 
+def _holder(sock: socket.socket, processes: list[int]) -> int | None:
+    """Which of the processes has the other end of a connection on this machine; None before it is accepted."""
+    (_, here), (_, there) = sock.getsockname(), sock.getpeername()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[1].endswith(f":{there:04X}") and words[2].endswith(f":{here:04X}"):
+            for pid in processes:
+                for file in Path(f"/proc/{pid}/fd").iterdir():
+                    with suppress(FileNotFoundError):  # closed meanwhile
+                        if os.readlink(file) == f"socket:[{words[9]}]":
+                            return pid
+    return None
+
+
 class Client(Imap):
     """Imap that sends literals, gives the completion too, and says so when the server is gone or refuses."""
 
-    def __init__(self, server: Server, user: str, mailbox: str | None = None) -> None:
-        super().__init__(server.connect("imap"), None)
+    def __init__(
+        self, server: Server, user: str, mailbox: str | None = None, sock: socket.socket | None = None
+    ) -> None:
+        super().__init__(sock or server.connect("imap"), None)
         self.run(f'LOGIN {user}@{DOMAIN} "{PASSWORD}"')
         if mailbox is not None:
             self.run(f"SELECT {mailbox}")
