@@ -1,7 +1,7 @@
 """Makes certificates: for a private installation an authority of its own and a server certificate signed by it, or one
 that nobody vouches for.
 
-Imports: certificates; cryptography.    RFC 5280.
+Imports: cryptography.    RFC 5280.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from mailsrv.certificates import expiry
 
 AUTHORITY_DAYS, SERVER_DAYS = 3650, 397
 
@@ -54,14 +52,9 @@ def make(directory: str, host: str, addresses: list[str]) -> None:
 
 
 def self_signed(certificate: str, key: str, host: str) -> None:
-    """A certificate that nobody vouches for, and its key; what is there stays until its last month. OSError if the
-    files cannot be written.
+    """A certificate that nobody vouches for, and its key, in place of what is there. OSError if the files cannot be
+    written.
     """
-    try:
-        if expiry(certificate) > datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30):
-            return
-    except (OSError, ValueError):
-        pass  # not there, or not what it should be
     os.makedirs(os.path.dirname(certificate), mode=0o700, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())
     made = (
@@ -104,6 +97,8 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    """Whole or not at all, for whoever reads it meanwhile."""
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
+    os.replace(f"{path}.new", path)

@@ -50,7 +50,16 @@ from mailsrv.probes import Probe
 from mailsrv.runner import Runner, outgoing_of
 from mailsrv.smtp import context as smtp_context
 from mailsrv.smtp.session import Session as SmtpSession
-from mailsrv.start import IMPLICIT_TLS, PROBES, Bound, load_certificates, reopen_log, reread
+from mailsrv.start import (
+    IMPLICIT_TLS,
+    PROBES,
+    Bound,
+    StartError,
+    load_certificates,
+    make_certificate,
+    reopen_log,
+    reread,
+)
 from mailsrv.store.files import close, offload
 from mailsrv.ticker import Ticker
 from mailsrv.vitals import Vitals
@@ -134,7 +143,7 @@ class Server:
         on_leaving: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
-        self._beat = beat
+        self._beat, self._leads = beat, leads
         self._heart: gevent.Greenlet | None = None
         self._stop = Event()
         self._ticker: gevent.Greenlet | None = None
@@ -327,8 +336,17 @@ class Server:
         assert self._context is not None
         while True:
             gevent.sleep(CERTIFICATES_SECONDS)
+            if self._leads:
+                offload(self._renew)
             if offload(self._context.changed):
                 offload(load_certificates, self.config, self._context)
+
+    def _renew(self) -> None:
+        """The one that the server made for itself."""
+        try:
+            make_certificate(self.config)
+        except StartError as failure:
+            log.error("certificate not renewed", problem=str(failure))
 
     # -------------------------------------------------------------- ending
 

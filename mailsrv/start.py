@@ -5,6 +5,7 @@ Imports: config, certificates, mail.accounts, net, log.
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import socket
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from mailsrv import config as configuration
 from mailsrv import log
-from mailsrv.certificates import names
+from mailsrv.certificates import expiry, names
 from mailsrv.config import Config, ConfigError
 from mailsrv.errors import MailError
 from mailsrv.mail.accounts import Accounts
@@ -22,6 +23,7 @@ from mailsrv.net import listener, tls
 
 IMPLICIT_TLS = ("submissions", "imaps")
 PROBES = "metrics"
+RENEWED_BEFORE = datetime.timedelta(days=30)
 SERVICES = ("smtp", "submission", "submissions", "imap", "imaps")
 Address = tuple[str, int]
 
@@ -87,6 +89,31 @@ def own_certificate(config: Config) -> tuple[str, str]:
     """Where the self-signed certificate and its key are, or would be."""
     directory = f"{config['server.data_dir']}/tls"
     return f"{directory}/{config['server.hostname']}.pem", f"{directory}/{config['server.hostname']}.key"
+
+
+def make_certificate(config: Config) -> bool:
+    """Whether the server made a certificate for itself: where it is to serve one of its own and there is none yet, or
+    one in its last month. Logged. StartError if it cannot be written. Blocks.
+    """
+    own = own_certificate(config)
+    if not config["tls.self_signed"] or [own] != (certificate_files(config) or [own]):
+        return False
+    try:
+        if expiry(own[0]) - datetime.datetime.now(datetime.UTC) > RENEWED_BEFORE and os.path.exists(own[1]):
+            return False
+    except (OSError, ValueError):
+        pass  # not there, or not what it should be
+    from mailsrv.authority import self_signed  # cryptography: once in a year
+
+    try:
+        self_signed(*own, config["server.hostname"])
+    except OSError as failure:
+        raise StartError(f"tls.self_signed: {failure.filename}: {failure.strerror}") from None
+    log.warning(
+        "self-signed certificate", file=own[0],
+        advice="mail programs warn of it: set tls.certificate and tls.key, or get one with certbot",
+    )  # fmt: skip
+    return True
 
 
 def certificate_files(config: Config) -> list[tuple[str, str]]:

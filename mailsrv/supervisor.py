@@ -42,8 +42,7 @@ from mailsrv.start import (
     bind_all,
     check_accounts,
     load_certificates,
-    offers_tls,
-    own_certificate,
+    make_certificate,
     reopen_log,
     reread,
     tls_context,
@@ -108,8 +107,10 @@ def _start(
     check_accounts(config)
     _open_log(config, detached=detached)
     privileges.advise(config)
-    if context is None:
-        context = _without_certificate(config)
+    if make_certificate(config):
+        context = tls_context(config)
+    elif context is None:
+        log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
 
     def ready() -> None:
         if before:
@@ -138,24 +139,6 @@ def _open_log(config: Config, *, detached: bool) -> None:
         raise StartError(
             f"log.file: {file}: {failure.strerror}; it must belong to {privileges.pwd_name(os.geteuid())}"
         ) from None
-
-
-def _without_certificate(config: Config) -> ServerContext | None:
-    if not offers_tls(config):
-        log.warning("no TLS certificate is configured: nobody can log in (tls.certificate, tls.key)")
-        return None
-    from mailsrv.authority import self_signed  # cryptography: at the first start of all
-
-    certificate, key = own_certificate(config)
-    try:
-        self_signed(certificate, key, config["server.hostname"])
-    except OSError as failure:
-        raise StartError(f"tls.self_signed: {failure.filename}: {failure.strerror}") from None
-    log.warning(
-        "self-signed certificate", file=certificate,
-        advice="mail programs warn of it: set tls.certificate and tls.key, or get one with certbot",
-    )  # fmt: skip
-    return tls_context(config)
 
 
 def _address(one: Bound) -> str:

@@ -4,6 +4,7 @@ import datetime
 import email
 import grp
 import os
+import socket
 import ssl
 import subprocess
 import time
@@ -93,6 +94,35 @@ def test_renewed_files_are_used_without_being_asked_to(serve, tmp_path, authorit
     assert ends() == now
     issue(tmp_path, "one", authority, 120, "localhost")
     eventually(lambda: ends() != now)
+
+
+def test_the_server_s_own_certificate_is_made_again_in_its_last_month(serve, tmp_path, authority, events, monkeypatch):
+    monkeypatch.setattr(process, "CERTIFICATES_SECONDS", 0.05)
+    directory = tmp_path / "data" / "tls"
+    directory.mkdir(parents=True)
+    certificate, _ = issue(directory, "localhost", authority, 31, "localhost")
+    serving = serve(**{
+        "tls.certificate": "", "tls.key": "", "tls.self_signed": True, "server.hostname": "localhost",
+    })  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def served():
+        with socket.create_connection(("127.0.0.1", serving.ports["imaps"])) as sock, context.wrap_socket(sock) as one:
+            return one.getpeercert(binary_form=True)
+
+    assert served() == ssl.PEM_cert_to_DER_cert(first(certificate))
+    issue(directory, "localhost", authority, 28, "localhost")
+    eventually(lambda: examine(certificate).days_left == authorities.SERVER_DAYS - 1)
+    eventually(lambda: served() == ssl.PEM_cert_to_DER_cert(first(certificate)))
+    assert (directory / "localhost.key").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in directory.iterdir()) == ["localhost.key", "localhost.pem"]
+    assert [fields["file"] for event, fields in events if event == "self-signed certificate"] == [certificate]
+
+
+def first(path):
+    """The certificate at the top of a file."""
+    return Path(path).read_text().partition("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
 
 
 @pytest.mark.parametrize("days", [-2, 3])

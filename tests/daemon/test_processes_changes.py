@@ -1,5 +1,6 @@
 """A server that changes while it serves: new settings, certificates, log files and code, and nobody is cut off."""
 
+import datetime
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mailsrv.certificates import examine
 from tests.daemon.conftest import ROOT, SECONDS, Daemon, until
 from tests.daemon.test_processes import TEXT, deliver, send, smtp_connection
 
@@ -394,7 +396,7 @@ def test_in_the_background_the_command_returns_when_the_server_is_ready(daemon, 
     assert server.command("status").returncode == 3
 
 
-def test_without_a_certificate_a_self_signed_one_is_made_and_kept(daemon):
+def test_without_a_certificate_a_self_signed_one_is_made_and_kept(daemon, authority):
     server = daemon(**{"tls.certificate": "", "tls.key": ""})
     shown = served(server)
     path = Path(server.settings["server.data_dir"]) / "tls/mx.example.com.pem"
@@ -404,4 +406,12 @@ def test_without_a_certificate_a_self_signed_one_is_made_and_kept(daemon):
     assert server.stop() == 0
     server.start()
     assert served(server) == shown
+    assert server.stop() == 0
+    # Not for ever: one that has ended, or ends soon, is made again at the next start.
+    made = authority.issue_cert("mx.example.com", not_after=datetime.datetime.now(datetime.UTC))
+    path.write_bytes(made.cert_chain_pems[0].bytes())
+    path.with_suffix(".key").write_bytes(made.private_key_pem.bytes())
+    server.start()
+    assert served(server) == path.read_text()
+    assert (examine(str(path)).days_left or 0) > 30
     assert server.stop() == 0
