@@ -73,7 +73,7 @@ class Behind:
         before, self._before = self._before, self._worked()
         worked, waited = (now - then for now, then in zip(self._before, before, strict=True))
         if self.behind and waited > max(worked, LITTLE):
-            self._share_until = self._clock() + SHARE_SECONDS
+            self._share_until = max(self._share_until, self._clock() + SHARE_SECONDS)
             self._step(behind=False, worked_s=round(worked, 3), waited_s=round(waited, 3))
         elif not self.behind and waited <= max(worked * ROOM, LITTLE) and self._clock() >= self._share_until:
             self._step(behind=True, worked_s=round(worked, 3), waited_s=round(waited, 3))
