@@ -5,7 +5,7 @@ would hardly run, and they would wait for the locks it holds. So it looks each s
 run, and takes its share as soon as it waits longer than it works (SCHED_BATCH: when it wakes, it takes the processor
 from nobody).
 
-Imports: log, gevent.    sched(7); proc(5), schedstat.    docs/decisions/0046-the-runner-runs-behind.md.
+Imports: schedstat, log, gevent.    sched(7).    docs/decisions/0046-the-runner-runs-behind.md.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import gevent
 from gevent.monkey import get_original
 
 from mailsrv import log
+from mailsrv.schedstat import Schedstat
 
 LOOK_SECONDS = 1.0
 SHARE_SECONDS = 10.0  # at least, once it had to be taken
 ROOM = 0.5  # seconds waited for one at work, below which there is room for all
 LITTLE = 0.1  # seconds waited from look to look that nobody minds
 TRY_SECONDS = 0.01
-SCHEDSTAT = "/proc/thread-self/schedstat"
 _HERE = os.sched_param(0)
 _NICE_AS_IT_IS = 20  # setrlimit(2): a limit of 20 lets a process come back from behind to a nice value of 0
 
@@ -74,15 +74,16 @@ class Behind:
         worked, waited = (now - then for now, then in zip(self._before, before, strict=True))
         if self.behind and waited > max(worked, LITTLE):
             self._share_until = max(self._share_until, self._clock() + SHARE_SECONDS)
-            self._step(behind=False, worked_s=round(worked, 3), waited_s=round(waited, 3))
+            self._step(behind=False, worked_s=worked, waited_s=waited)
         elif not self.behind and waited <= max(worked * ROOM, LITTLE) and self._clock() >= self._share_until:
-            self._step(behind=True, worked_s=round(worked, 3), waited_s=round(waited, 3))
+            self._step(behind=True, worked_s=worked, waited_s=waited)
 
     def _step(self, *, behind: bool, **why: float) -> None:
         if not _move(os.SCHED_IDLE if behind else os.SCHED_BATCH):
             return  # the next look tries again
         self.behind = behind
-        log.debug("runner steps", to="behind" if behind else "beside", **why)
+        rounded = {name: round(seconds, 3) for name, seconds in why.items()}
+        log.debug("runner steps", to="behind" if behind else "beside", **rounded)
 
 
 def _move(policy: int) -> bool:
@@ -119,14 +120,9 @@ def _can_return() -> bool:
 
 
 def _reader() -> Callable[[], Worked]:
-    def worked() -> Worked:
-        ran, waited, _ = os.pread(fd, 100, 0).split()
-        return int(ran) / 1e9, int(waited) / 1e9
-
-    try:
-        fd = os.open(SCHEDSTAT, os.O_RDONLY | os.O_CLOEXEC)
-        told = worked() > (0.0, 0.0)  # a kernel that does not count says 0 0 0
-    except OSError:
-        told = False
-    # Where it is not told nobody is seen to wait, so nobody may step behind: neither more nor less than anything.
-    return worked if told else lambda: (0.0, math.nan)
+    schedstat = Schedstat()
+    if schedstat.told:
+        return schedstat.times
+    schedstat.close()
+    # Nobody is seen to wait, so nobody may step behind: this is neither more nor less than anything.
+    return lambda: (0.0, math.nan)

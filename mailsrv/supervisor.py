@@ -23,8 +23,8 @@ import gevent
 from gevent.monkey import get_original
 from gevent.socket import wait_read
 
-from mailsrv import behind, log, privileges, systemd
-from mailsrv.behind import Behind
+from mailsrv import log, privileges, systemd
+from mailsrv.behind import Behind, allow_return
 from mailsrv.config import Config
 from mailsrv.daemon import CERTIFICATES_SECONDS, PARTS, WANTED, Server
 from mailsrv.detach import Starter, detach
@@ -90,7 +90,7 @@ def _start(
     """Everything that root is for, then everything that it is not for; what is left is to run."""
     identity = privileges.wanted(config)
     privileges.raise_descriptor_limit()
-    behind.allow_return()
+    allow_return()
     privileges.prepare(config, identity)
     bound = bind_all(config, before.sockets)
     context = tls_context(config)

@@ -5,18 +5,18 @@ the longest delay with what it was made of, and all delays from a millisecond on
 `queued_ms` time it was ready and the system ran others; the rest it waited for the interpreter's lock, which a thread
 of ours held.
 
-Imports: log, gevent.
+Imports: schedstat, log, gevent.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import gevent
 
 from mailsrv import log
+from mailsrv.schedstat import Schedstat
 
 TICK_SECONDS = 0.001
 NOTED_MS = 1.0
@@ -35,18 +35,14 @@ class Ticker:
     """Measures until it is killed; made in the thread it measures."""
 
     def __init__(self) -> None:
-        try:
-            self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # a system without it: no time counts as queued
-            self._schedstat = -1
+        self._schedstat = Schedstat()  # where it does not tell, no time counts as queued
 
     def run(self) -> None:
         try:
             while True:
                 self._second()
         finally:
-            if self._schedstat >= 0:
-                os.close(self._schedstat)
+            self._schedstat.close()
 
     def _second(self) -> None:
         until = time.monotonic() + 1
@@ -61,11 +57,7 @@ class Ticker:
         )  # fmt: skip
 
     def _tick(self) -> Delay:
-        ran, queued, before = time.thread_time(), self._queued(), time.monotonic()
+        ran, queued, before = time.thread_time(), self._schedstat.times()[1], time.monotonic()
         gevent.sleep(TICK_SECONDS)
         late = time.monotonic() - before - TICK_SECONDS
-        return Delay(late * 1e3, (time.thread_time() - ran) * 1e3, (self._queued() - queued) * 1e3)
-
-    def _queued(self) -> float:
-        """Seconds this thread has been ready without running, in all its life. proc(5), schedstat."""
-        return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9 if self._schedstat >= 0 else 0.0
+        return Delay(late * 1e3, (time.thread_time() - ran) * 1e3, (self._schedstat.times()[1] - queued) * 1e3)

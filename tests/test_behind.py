@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mailsrv import behind
+from mailsrv import behind, schedstat
 from mailsrv.behind import Behind
 
 SPIN = "while True: pass"
@@ -82,7 +82,7 @@ def test_a_system_that_tells_nothing_of_waiting_leaves_it_beside_the_others(move
         path = tmp_path / "schedstat"
         if told is not None:
             path.write_text(told)
-        monkeypatch.setattr(behind, "SCHEDSTAT", str(path))
+        monkeypatch.setattr(schedstat, "PATH", str(path))
         place = Behind()
         for _ in range(3):
             place.look()

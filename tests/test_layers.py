@@ -52,6 +52,7 @@ TOP = {
     "route_settings",
     "rotation",
     "runner",
+    "schedstat",
     "settings",
     "spf",
     "start",
