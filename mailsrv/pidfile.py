@@ -12,7 +12,7 @@ import time
 
 from mailsrv import log
 from mailsrv.start import StartError
-from mailsrv.store.files import close
+from mailsrv.store.files import close, unlink_if_there
 
 PAUSE_SECONDS = 0.05
 
@@ -54,10 +54,7 @@ class PidFile:
 
     def release(self) -> None:
         if self.fd >= 0:
-            try:
-                os.unlink(self.path)
-            except FileNotFoundError:
-                pass
+            unlink_if_there(self.path)
             close(self.fd)
             self.fd = -1
 

@@ -30,7 +30,7 @@ from typing import Any
 from mailsrv import log
 from mailsrv.errors import LoginThrottled
 from mailsrv.networks import Networks, address_of, network_of
-from mailsrv.store.files import close, native_lock, offload
+from mailsrv.store.files import close, native_lock, offload, unlink_if_there
 
 VERSION = 1
 FORGOTTEN_SECONDS = 300.0  # one failure is forgotten in this time
@@ -286,10 +286,7 @@ class Throttle:
         except sqlite3.DatabaseError as failure:
             log.warning("throttle state discarded", path=self._path, error=str(failure))
             for suffix in ("", "-wal", "-shm"):
-                try:
-                    os.unlink(self._path + suffix)
-                except FileNotFoundError:
-                    pass
+                unlink_if_there(self._path + suffix)
             return self._opened()
 
     def _make_file(self) -> None:
