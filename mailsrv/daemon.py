@@ -336,17 +336,17 @@ class Server:
         assert self._context is not None
         while True:
             gevent.sleep(CERTIFICATES_SECONDS)
-            if self._leads:
-                offload(self._renew)
-            if offload(self._context.changed):
-                offload(load_certificates, self.config, self._context)
+            offload(self._look_at_certificates, self._context)
 
-    def _renew(self) -> None:
-        """The one that the server made for itself."""
-        try:
-            make_certificate(self.config)
-        except StartError as failure:
-            log.error("certificate not renewed", problem=str(failure))
+    def _look_at_certificates(self, context: tls.ServerContext) -> None:
+        """Runs in a thread."""
+        if self._leads:
+            try:
+                make_certificate(self.config)
+            except StartError as failure:
+                log.error("certificate not renewed", problem=str(failure))
+        if context.changed():
+            load_certificates(self.config, context)
 
     # -------------------------------------------------------------- ending
 
